@@ -1,0 +1,76 @@
+// Package bus is how the parts of Doze reach one another: subjects and their names, the call plane
+// (publish, pull, claim, settle, answer) and the durable plane (events, usage, logs, objects).
+//
+// It is the only importer of NATS. It must not know what a function does, what a call costs or
+// where an instance runs.
+package bus
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+// reconnectWait is how long a client waits before it tries the next server. NATS's default is 2 s,
+// which would be the recovery time of every call.
+const reconnectWait = 50 * time.Millisecond
+
+// ConnConfig configures one connection. A control node and a worker own one each.
+type ConnConfig struct {
+	// Name is shown by NATS's own tools.
+	Name string
+	// Server is the embedded server to connect to in process.
+	Server *Server
+	Logger *slog.Logger
+}
+
+// Conn is one connection to the bus. Its methods may be called from many goroutines.
+type Conn struct {
+	nc  *nats.Conn
+	js  jetstream.JetStream
+	log *slog.Logger
+}
+
+// Connect connects, or fails with ctx.
+func Connect(ctx context.Context, config ConnConfig) (*Conn, error) {
+	options := []nats.Option{
+		nats.Name(config.Name),
+		nats.InProcessServer(config.Server.inner),
+		nats.ReconnectWait(reconnectWait),
+		nats.MaxReconnects(-1),
+		nats.ErrorHandler(func(_ *nats.Conn, sub *nats.Subscription, err error) {
+			subject := ""
+			if sub != nil {
+				subject = sub.Subject
+			}
+			config.Logger.Warn("bus", "subject", subject, "err", err)
+		}),
+	}
+	if deadline, ok := ctx.Deadline(); ok {
+		options = append(options, nats.Timeout(time.Until(deadline)))
+	}
+	nc, err := nats.Connect("", options...)
+	if err != nil {
+		return nil, fmt.Errorf("bus: connect: %w", err)
+	}
+	js, err := jetstream.New(nc)
+	if err != nil {
+		nc.Close()
+		return nil, fmt.Errorf("bus: jetstream: %w", err)
+	}
+	return &Conn{nc: nc, js: js, log: config.Logger}, nil
+}
+
+// Close flushes what was published and closes the connection. Subscriptions end.
+func (c *Conn) Close() error {
+	err := c.nc.FlushTimeout(time.Second)
+	c.nc.Close()
+	if err != nil {
+		return fmt.Errorf("bus: flush: %w", err)
+	}
+	return nil
+}

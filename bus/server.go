@@ -1,0 +1,109 @@
+package bus
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/nats-io/nats-server/v2/server"
+)
+
+// Bounds of the embedded server that differ from its defaults.
+const (
+	// maxPayload holds the largest asynchronous event (1 MB) with its envelope and headers; larger
+	// bodies travel in chunks (see transfer.go). NATS's default is 1 MB.
+	maxPayload = 2 << 20
+	// maxPending is how much may wait for one slow connection before the server cuts it off.
+	// NATS's default, 64 MB, is eleven full-size answers.
+	maxPending = 256 << 20
+	// startLimit bounds how long an embedded server may take to accept connections.
+	startLimit = 10 * time.Second
+)
+
+// ServerConfig configures the embedded NATS server.
+type ServerConfig struct {
+	// Name is unique in the cluster.
+	Name string
+	// StoreDir holds the durable plane's streams. It is the caller's to create and to lock.
+	StoreDir string
+	// MemoryBytes bounds the call plane's queues, StoreBytes the durable plane's streams.
+	MemoryBytes, StoreBytes int64
+	// SyncInterval is how often file streams are synced to disk: what a power loss may take.
+	// 0 means every message.
+	SyncInterval time.Duration
+	Logger       *slog.Logger
+}
+
+// Server is an embedded NATS server with JetStream.
+type Server struct {
+	inner *server.Server
+}
+
+// StartServer starts an embedded server that listens nowhere: connections are made in process. It
+// returns when the server is ready for them.
+func StartServer(config ServerConfig) (*Server, error) {
+	options := &server.Options{
+		ServerName:         config.Name,
+		DontListen:         true,
+		NoSigs:             true,
+		JetStream:          true,
+		StoreDir:           config.StoreDir,
+		JetStreamMaxMemory: config.MemoryBytes,
+		JetStreamMaxStore:  config.StoreBytes,
+		SyncInterval:       config.SyncInterval,
+		SyncAlways:         config.SyncInterval == 0,
+		MaxPayload:         maxPayload,
+		MaxPending:         maxPending,
+		// Awake functions each own a consumer; the default cap is far below a busy node's number.
+		JetStreamLimits:        server.JSLimitOpts{DefaultMaxConsumers: 100_000},
+		DisableJetStreamBanner: true,
+		// A publisher is never slowed for the sake of a slow reader: the bounds refuse instead.
+		NoFastProducerStall: true,
+	}
+	inner, err := server.NewServer(options)
+	if err != nil {
+		return nil, fmt.Errorf("bus: configure server: %w", err)
+	}
+	inner.SetLoggerV2(serverLog{config.Logger}, false, false, false)
+	inner.Start()
+	if !inner.ReadyForConnections(startLimit) {
+		inner.Shutdown()
+		return nil, fmt.Errorf("bus: embedded NATS server did not become ready within %v", startLimit)
+	}
+	if !inner.JetStreamEnabled() {
+		inner.Shutdown()
+		return nil, errors.New("bus: JetStream did not start; the log says why (is the data folder writable and the disk not full?)")
+	}
+	return &Server{inner: inner}, nil
+}
+
+// Healthy is nil while the durable plane works. JetStream shuts itself down when its disk is full.
+func (s *Server) Healthy() error {
+	if !s.inner.Running() {
+		return errors.New("bus: NATS server has stopped")
+	}
+	if !s.inner.JetStreamEnabled() {
+		return errors.New("bus: JetStream has shut down (is the disk full?)")
+	}
+	return nil
+}
+
+// Close stops the server and waits until its files are closed.
+func (s *Server) Close(context.Context) error {
+	s.inner.Shutdown()
+	s.inner.WaitForShutdown()
+	return nil
+}
+
+// serverLog hands the server's log lines to slog: its notices are our debug, since an operator of
+// Doze did not ask for NATS's start-up story.
+type serverLog struct{ log *slog.Logger }
+
+func (l serverLog) Noticef(format string, v ...any) { l.log.Debug(fmt.Sprintf(format, v...)) }
+func (l serverLog) Warnf(format string, v ...any)   { l.log.Warn(fmt.Sprintf(format, v...)) }
+func (l serverLog) Errorf(format string, v ...any)  { l.log.Error(fmt.Sprintf(format, v...)) }
+func (l serverLog) Fatalf(format string, v ...any)  { l.log.Error(fmt.Sprintf(format, v...)) }
+func (l serverLog) Debugf(format string, v ...any)  { l.log.Debug(fmt.Sprintf(format, v...)) }
+func (l serverLog) Tracef(format string, v ...any)  { l.log.Debug(fmt.Sprintf(format, v...)) }
