@@ -1,0 +1,420 @@
+package bus
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nuid"
+)
+
+const (
+	// deferBytes is the size from which a body stays with the asker until the call is claimed, so
+	// that queues stay small.
+	deferBytes = 128 << 10
+	// wakeAfter is how long a call may be unclaimed before its asker asks again for somebody to
+	// host its queue, and how often it repeats that.
+	wakeAfter = 10 * time.Millisecond
+	// answerSlack is how much longer than the handler's own limit an asker waits for the answer:
+	// the worker ends the handler, and tells so, within that.
+	answerSlack = 2 * time.Second
+)
+
+// Waker is told of queues in which calls wait that nobody claims. It must not block. The tag is
+// what Ask was given.
+type Waker interface {
+	Wake(queue QueueID, tag any)
+}
+
+// AskLimits bounds one call.
+type AskLimits struct {
+	// Queue is how long the call may wait to be claimed.
+	Queue time.Duration
+	// Start is how long it may wait from the moment a worker says that it starts an instance for it.
+	Start time.Duration
+	// Run is the handler's own limit: what the grant gives.
+	Run time.Duration
+}
+
+// Asker publishes calls and grants each to one worker. It owns one long-lived inbox: a
+// subscription per call could lose its first message in a cluster. A call lives in its memory
+// only: when the process dies nobody grants what it asked, so nothing of it runs.
+type Asker struct {
+	conn  *Conn
+	id    string
+	inbox string
+	waker Waker
+	sub   *nats.Subscription
+
+	mu      sync.Mutex
+	pending map[uint64]*pending
+	token   uint64
+	sweep   *time.Timer
+	sweeps  bool
+	closed  bool
+	sending sync.WaitGroup
+}
+
+type askState uint8
+
+const (
+	waiting askState = iota // published, nobody claimed it
+	granted                 // one worker runs it
+)
+
+type pending struct {
+	id        CallID
+	queue     QueueID
+	tag       any
+	state     askState
+	limits    AskLimits
+	published time.Time
+	granted   time.Time
+	nextWake  time.Time
+	worker    string
+	deferred  []byte
+	// deadline in Unix nanoseconds of the asker's own clock; the dispatcher moves it.
+	deadline atomic.Int64
+	done     chan *Answer
+	// A large answer comes in pieces; a large body leaves in pieces, one a credit.
+	answer  *Answer
+	total   int64
+	credits chan struct{}
+}
+
+// NewAsker subscribes the asker's inbox.
+func (c *Conn) NewAsker(waker Waker) (*Asker, error) {
+	id := nuid.Next()
+	a := &Asker{conn: c, id: id, inbox: subjectAsker + "." + id, waker: waker, pending: map[uint64]*pending{}}
+	sub, err := c.nc.Subscribe(a.inbox+".>", a.receive)
+	if err != nil {
+		return nil, fmt.Errorf("bus: subscribe asker: %w", err)
+	}
+	if err := sub.SetPendingLimits(-1, maxPending); err != nil {
+		return nil, fmt.Errorf("bus: subscribe asker: %w", err)
+	}
+	a.sub = sub
+	a.sweep = time.AfterFunc(time.Hour, a.wakeUnclaimed)
+	a.sweep.Stop()
+	return a, nil
+}
+
+// Close ends the inbox. Calls that are still waiting get FaultWorkerLost at their deadline; the
+// caller lets them end first.
+func (a *Asker) Close() error {
+	a.mu.Lock()
+	a.closed = true
+	a.sweep.Stop()
+	a.mu.Unlock()
+	a.sending.Wait()
+	if err := a.sub.Unsubscribe(); err != nil {
+		return fmt.Errorf("bus: close asker: %w", err)
+	}
+	return nil
+}
+
+// InFlight is how many calls wait or run.
+func (a *Asker) InFlight() int {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return len(a.pending)
+}
+
+// Ask publishes the call and waits for its answer; it always returns one, within the limits. It
+// does not end with the caller's context: a call that runs is accounted for whoever listens. tag
+// is handed to the Waker.
+func (a *Asker) Ask(queue QueueID, call *Call, limits AskLimits, tag any) *Answer {
+	now := time.Now()
+	p := &pending{
+		id: call.ID, queue: queue, tag: tag, limits: limits, published: now, nextWake: now.Add(wakeAfter),
+		done: make(chan *Answer, 1), total: -1,
+	}
+	p.deadline.Store(now.Add(limits.Queue).UnixNano())
+	if len(call.Body) > deferBytes {
+		p.deferred = call.Body
+	}
+	token := a.register(p)
+
+	buffer := bufferPool.Get().(*[]byte)
+	message := appendCall((*buffer)[:0], address{a.id, token}, call, p.deferred != nil)
+	err := a.conn.nc.PublishRequest(queue.subject(), a.inbox+"."+strconv.FormatUint(token, 36), message)
+	*buffer = message
+	bufferPool.Put(buffer)
+	if err != nil {
+		a.forget(token)
+		return &Answer{Fault: &Fault{Code: FaultBroker, Message: fmt.Sprintf("publish call: %v", err)}}
+	}
+
+	timer := time.NewTimer(limits.Queue)
+	defer timer.Stop()
+	for {
+		select {
+		case answer := <-p.done:
+			return answer
+		case <-timer.C:
+			if left := time.Until(time.Unix(0, p.deadline.Load())); left > 0 {
+				timer.Reset(left)
+				continue
+			}
+			if answer := a.giveUp(token, p); answer != nil {
+				return answer
+			}
+			// The grant came in the same instant and moved the deadline.
+			timer.Reset(time.Millisecond)
+		}
+	}
+}
+
+var bufferPool = sync.Pool{New: func() any { b := make([]byte, 0, 4096); return &b }}
+
+func (a *Asker) register(p *pending) uint64 {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.token++
+	a.pending[a.token] = p
+	if !a.sweeps && !a.closed {
+		a.sweeps = true
+		a.sweep.Reset(wakeAfter)
+	}
+	return a.token
+}
+
+func (a *Asker) forget(token uint64) {
+	a.mu.Lock()
+	delete(a.pending, token)
+	a.mu.Unlock()
+}
+
+// giveUp ends a call whose deadline has passed, or says nil when it has just been moved.
+func (a *Asker) giveUp(token uint64, p *pending) *Answer {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if time.Now().UnixNano() < p.deadline.Load() {
+		return nil
+	}
+	select {
+	case answer := <-p.done:
+		return answer
+	default:
+	}
+	delete(a.pending, token)
+	if p.state == waiting {
+		return &Answer{Fault: &Fault{Code: FaultNoCapacity, Message: "no instance took the call in time"}}
+	}
+	return &Answer{Worker: p.worker, Fault: &Fault{Code: FaultWorkerLost, Message: "the worker that ran the call did not answer in time", Ran: true}}
+}
+
+// receive handles every message to the asker, on the subscription's one goroutine.
+func (a *Asker) receive(m *nats.Msg) {
+	if len(m.Subject) > len(a.inbox)+1 && m.Subject[len(a.inbox)+1] != '_' {
+		a.stored(m)
+		return
+	}
+	kind, token, id, rest, err := parseHead(m.Data)
+	if err != nil {
+		a.conn.log.Warn("bus: asker got a malformed message", "err", err)
+		return
+	}
+	switch kind {
+	case kindClaim:
+		a.claimed(m, token, id, string(rest))
+	case kindStarting:
+		a.starting(token, id)
+	case kindAnswer:
+		a.answered(m, token, id, rest)
+	case kindChunk:
+		a.chunk(m, token, id, rest)
+	case kindCredit:
+		if p := a.find(token, id); p != nil && p.credits != nil {
+			select {
+			case p.credits <- struct{}{}:
+			default:
+			}
+		}
+	}
+}
+
+func (a *Asker) find(token uint64, id CallID) *pending {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if p := a.pending[token]; p != nil && p.id == id {
+		return p
+	}
+	return nil
+}
+
+// stored is the broker's acknowledgement of a call: only a refusal matters.
+func (a *Asker) stored(m *nats.Msg) {
+	if bytes.HasPrefix(m.Data, []byte(`{"stream"`)) || !bytes.Contains(m.Data, []byte(`"error"`)) && len(m.Header) == 0 {
+		return
+	}
+	token, err := strconv.ParseUint(m.Subject[len(a.inbox)+1:], 36, 64)
+	if err != nil {
+		return
+	}
+	fault := &Fault{Code: FaultBroker, Message: "the call queue refused the call"}
+	if m.Header.Get("Status") == "503" {
+		fault.Message = "no call queue answers"
+	} else if bytes.Contains(m.Data, []byte("maximum")) {
+		fault.Code, fault.Message = FaultQueueFull, "the call queue is full"
+	}
+	a.mu.Lock()
+	p := a.pending[token]
+	if p != nil && p.state == waiting {
+		delete(a.pending, token)
+	} else {
+		p = nil
+	}
+	a.mu.Unlock()
+	if p != nil {
+		p.done <- &Answer{Fault: fault}
+	}
+}
+
+// claimed grants a call once. Whoever claims it again, or too late, is refused.
+func (a *Asker) claimed(m *nats.Msg, token uint64, id CallID, worker string) {
+	now := time.Now()
+	a.mu.Lock()
+	p := a.pending[token]
+	ok := p != nil && p.id == id && p.state == waiting && now.UnixNano() < p.deadline.Load()
+	if ok {
+		p.state, p.worker, p.granted = granted, worker, now
+		p.deadline.Store(now.Add(p.limits.Run + answerSlack).UnixNano())
+	}
+	a.mu.Unlock()
+
+	buffer := bufferPool.Get().(*[]byte)
+	defer bufferPool.Put(buffer)
+	if !ok {
+		*buffer = appendHead((*buffer)[:0], kindRefuse, token, id)
+		a.publish(m.Reply, *buffer)
+		return
+	}
+	reply := appendHead((*buffer)[:0], kindGrant, token, id)
+	reply = binary.BigEndian.AppendUint64(reply, uint64(p.limits.Run))
+	switch {
+	case len(p.deferred) > inlineBytes:
+		reply = binary.BigEndian.AppendUint64(reply, uint64(len(p.deferred)))
+		p.credits = make(chan struct{}, transferWindow)
+		a.publish(m.Reply, reply)
+		to := m.Reply
+		a.sending.Go(func() { a.send(p, token, to) })
+	default:
+		reply = binary.BigEndian.AppendUint64(reply, 0)
+		reply = append(reply, p.deferred...)
+		a.publish(m.Reply, reply)
+	}
+	*buffer = reply
+}
+
+// send gives a large body to the slot that was granted the call. It ends with the call: at the
+// latest at its deadline.
+func (a *Asker) send(p *pending, token uint64, to string) {
+	err := sendChunks(p.deferred, p.credits, time.Until(time.Unix(0, p.deadline.Load())), func(piece []byte) error {
+		return a.conn.nc.PublishRequest(to, a.inbox+"._", append(appendHead(nil, kindChunk, token, p.id), piece...))
+	})
+	if err != nil && !errors.Is(err, context.DeadlineExceeded) {
+		a.conn.log.Warn("bus: sending a body failed", "err", err)
+	}
+}
+
+func (a *Asker) starting(token uint64, id CallID) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if p := a.pending[token]; p != nil && p.id == id && p.state == waiting {
+		p.deadline.Store(time.Now().Add(p.limits.Start).UnixNano())
+	}
+}
+
+func (a *Asker) answered(m *nats.Msg, token uint64, id CallID, rest []byte) {
+	answer, total, err := parseAnswer(rest)
+	if err != nil {
+		a.conn.log.Warn("bus: asker got a malformed answer", "err", err)
+		return
+	}
+	a.mu.Lock()
+	p := a.pending[token]
+	if p == nil || p.id != id {
+		a.mu.Unlock()
+		return
+	}
+	if p.state == granted {
+		answer.Queue = p.granted.Sub(p.published)
+	} else {
+		answer.Queue = time.Since(p.published)
+	}
+	if total >= 0 {
+		answer.Payload = make([]byte, 0, total)
+		p.answer, p.total = answer, total
+		a.mu.Unlock()
+		return
+	}
+	delete(a.pending, token)
+	a.mu.Unlock()
+	p.done <- answer
+}
+
+func (a *Asker) chunk(m *nats.Msg, token uint64, id CallID, piece []byte) {
+	a.mu.Lock()
+	p := a.pending[token]
+	if p == nil || p.id != id || p.answer == nil || int64(len(p.answer.Payload)+len(piece)) > p.total {
+		a.mu.Unlock()
+		return
+	}
+	p.answer.Payload = append(p.answer.Payload, piece...)
+	whole := int64(len(p.answer.Payload)) == p.total
+	if whole {
+		delete(a.pending, token)
+	}
+	a.mu.Unlock()
+	a.publish(m.Reply, appendHead(nil, kindCredit, token, id))
+	if whole {
+		p.done <- p.answer
+	}
+}
+
+func (a *Asker) publish(subject string, message []byte) {
+	if subject == "" {
+		return
+	}
+	if err := a.conn.nc.Publish(subject, message); err != nil {
+		a.conn.log.Warn("bus: asker could not publish", "err", err)
+	}
+}
+
+// wakeUnclaimed reminds the waker of every queue in which a call of this asker has waited for
+// wakeAfter. The asker owns the call, so that nobody has to search the queues for it.
+func (a *Asker) wakeUnclaimed() {
+	type wake struct {
+		queue QueueID
+		tag   any
+	}
+	var wakes []wake
+	now := time.Now()
+	a.mu.Lock()
+	for _, p := range a.pending {
+		if p.state == waiting && !now.Before(p.nextWake) {
+			p.nextWake = now.Add(wakeAfter)
+			wakes = append(wakes, wake{p.queue, p.tag})
+		}
+	}
+	a.sweeps = len(a.pending) > 0 && !a.closed
+	if a.sweeps {
+		a.sweep.Reset(wakeAfter)
+	}
+	a.mu.Unlock()
+	seen := map[QueueID]bool{}
+	for _, w := range wakes {
+		if !seen[w.queue] {
+			seen[w.queue] = true
+			a.waker.Wake(w.queue, w.tag)
+		}
+	}
+}

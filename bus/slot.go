@@ -1,0 +1,339 @@
+package bus
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nuid"
+)
+
+// Priorities of a pull: the broker hands a call to a warm instance if one is parked, else to a
+// host, which will start one because it holds that call.
+const (
+	PriorityInstance = 0
+	PriorityHost     = 1
+)
+
+// SlotHandler is told what comes to a slot, one call at a time, on the slot's own goroutine.
+type SlotHandler interface {
+	// Delivered: the parked pull was answered with a call. The slot is not parked any more.
+	Delivered(d *Delivery)
+	// Granted: the claim was granted and the message settled; the event may be written.
+	Granted(d *Delivery)
+	// Refused: the call was answered, moved or given up elsewhere; it must not run. It is settled.
+	Refused(d *Delivery)
+	// Unparked: the pull ended without a call, by its limit (gone false) or because the queue has no
+	// consumer any more (gone true). The slot is not parked any more.
+	Unparked(gone bool)
+}
+
+// Slot is one place that calls can be handed to: an idle instance's, or a host's. It has one
+// subscription for its life, on which pulled calls, grants and refusals arrive in order.
+type Slot struct {
+	queue   *Queue
+	inbox   string
+	handler SlotHandler
+	sub     *nats.Subscription
+
+	mu       sync.Mutex
+	claims   []*Delivery
+	incoming []*Delivery // granted, with a body still arriving
+	outgoing []*Delivery // answered, with a payload still leaving
+	sending  sync.WaitGroup
+	drained  chan struct{}
+}
+
+// NewSlot subscribes a slot. It is not parked.
+func (q *Queue) NewSlot(handler SlotHandler) (*Slot, error) {
+	s := &Slot{queue: q, inbox: subjectSlot + "." + q.worker + "." + nuid.Next(), handler: handler, drained: make(chan struct{})}
+	sub, err := q.conn.nc.Subscribe(s.inbox, s.receive)
+	if err != nil {
+		return nil, fmt.Errorf("bus: subscribe slot: %w", err)
+	}
+	sub.SetClosedHandler(func(string) { close(s.drained) })
+	s.sub = sub
+	return s, nil
+}
+
+// Park asks for one call, for at most limit (and never longer than the bus's own bound).
+func (s *Slot) Park(priority int, limit time.Duration) error {
+	limit = max(min(limit, pullLimit), time.Millisecond)
+	var buffer [96]byte
+	pull := append(buffer[:0], `{"batch":1,"group":"`+consumerGroup+`","priority":`...)
+	pull = append(pull, byte('0'+priority))
+	pull = append(pull, `,"expires":`...)
+	pull = fmt.Appendf(pull, "%d}", limit)
+	if err := s.queue.conn.nc.PublishRequest(s.queue.pullTo, s.inbox, pull); err != nil {
+		return fmt.Errorf("bus: park: %w", err)
+	}
+	return nil
+}
+
+// Claim asks the one who asked whether this call may be run here. Granted or Refused follows.
+func (s *Slot) Claim(d *Delivery) error {
+	d.claimedAt = time.Now()
+	s.mu.Lock()
+	s.claims = append(s.claims, d)
+	s.mu.Unlock()
+	buffer := bufferPool.Get().(*[]byte)
+	defer bufferPool.Put(buffer)
+	*buffer = append(appendHead((*buffer)[:0], kindClaim, d.from.token, d.ID), s.queue.worker...)
+	if err := s.queue.conn.nc.PublishRequest(d.asker(), s.inbox, *buffer); err != nil {
+		s.take(d.ID)
+		return fmt.Errorf("bus: claim: %w", err)
+	}
+	return nil
+}
+
+// Abandon forgets claims older than age that got no word, and returns them: their asker is gone.
+// A grant that comes later is ignored.
+func (s *Slot) Abandon(age time.Duration) []*Delivery {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var old []*Delivery
+	s.claims = slices.DeleteFunc(s.claims, func(d *Delivery) bool {
+		late := time.Since(d.claimedAt) >= age
+		if late {
+			old = append(old, d)
+		}
+		return late
+	})
+	return old
+}
+
+// Close withdraws the slot's pull, lets what is on its way arrive (Delivered may still be called),
+// waits for that and for answers that are being sent, and ends the subscription.
+func (s *Slot) Close() error {
+	if err := s.sub.Drain(); err != nil && !errors.Is(err, nats.ErrBadSubscription) && !errors.Is(err, nats.ErrConnectionClosed) {
+		return fmt.Errorf("bus: drain slot: %w", err)
+	}
+	select {
+	case <-s.drained:
+	case <-time.After(pullLimit):
+		return errors.New("bus: slot did not drain")
+	}
+	s.sending.Wait()
+	return nil
+}
+
+func (s *Slot) take(id CallID) *Delivery {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for i, d := range s.claims {
+		if d.ID == id {
+			s.claims = slices.Delete(s.claims, i, i+1)
+			return d
+		}
+	}
+	return nil
+}
+
+func (s *Slot) receive(m *nats.Msg) {
+	if m.Subject != s.inbox {
+		s.delivered(m)
+		return
+	}
+	if len(m.Header) > 0 {
+		// A status of the pull: 408 its limit passed, 404/409 it was refused, 503 nobody is there.
+		status := m.Header.Get("Status")
+		gone := status == "503" || status == "409" && strings.Contains(m.Header.Get("Description"), "Deleted")
+		s.handler.Unparked(gone)
+		return
+	}
+	kind, _, id, rest, err := parseHead(m.Data)
+	if err != nil {
+		s.queue.conn.log.Warn("bus: slot got a malformed message", "err", err)
+		return
+	}
+	switch kind {
+	case kindGrant:
+		s.granted(m, id, rest)
+	case kindRefuse:
+		if d := s.take(id); d != nil {
+			d.settle()
+			s.handler.Refused(d)
+		}
+	case kindChunk:
+		s.chunk(m, id, rest)
+	case kindCredit:
+		s.credit(id)
+	}
+}
+
+func (s *Slot) delivered(m *nats.Msg) {
+	d := &Delivery{queue: s.queue, ack: m.Reply, DeliveredAt: time.Now()}
+	var err error
+	if d.Call, d.from, d.deferred, err = parseCall(m.Data); err != nil {
+		// Nobody can run it and nobody can be told: it is not one of ours.
+		s.queue.conn.log.Warn("bus: dropped a malformed call", "queue", s.queue.ID, "err", err)
+		d.settle()
+		s.handler.Unparked(false)
+		return
+	}
+	s.handler.Delivered(d)
+}
+
+func (s *Slot) granted(m *nats.Msg, id CallID, rest []byte) {
+	d := s.take(id)
+	if d == nil {
+		return
+	}
+	r := reader{b: rest}
+	d.Left = time.Duration(r.uint64())
+	total := int64(r.uint64())
+	if r.failed || total > maxBody || total < 0 {
+		s.queue.conn.log.Warn("bus: malformed grant")
+		return
+	}
+	d.settle()
+	if total > 0 {
+		d.Body, d.total = make([]byte, 0, total), total
+		s.mu.Lock()
+		s.incoming = append(s.incoming, d)
+		s.mu.Unlock()
+		return
+	}
+	if d.deferred {
+		d.Body = r.b
+	}
+	s.handler.Granted(d)
+}
+
+func (s *Slot) chunk(m *nats.Msg, id CallID, piece []byte) {
+	s.mu.Lock()
+	var d *Delivery
+	for i, candidate := range s.incoming {
+		if candidate.ID != id || int64(len(candidate.Body)+len(piece)) > candidate.total {
+			continue
+		}
+		d = candidate
+		d.Body = append(d.Body, piece...)
+		if int64(len(d.Body)) == d.total {
+			s.incoming = slices.Delete(s.incoming, i, i+1)
+		}
+		break
+	}
+	s.mu.Unlock()
+	if d == nil {
+		return
+	}
+	if err := s.queue.conn.nc.Publish(m.Reply, appendHead(nil, kindCredit, d.from.token, id)); err != nil {
+		s.queue.conn.log.Warn("bus: credit", "err", err)
+	}
+	if int64(len(d.Body)) == d.total {
+		s.handler.Granted(d)
+	}
+}
+
+// Answer sends what came of a granted call. The payload may be reused when it returns, unless it
+// is larger than a message: then it is sent by a goroutine that Close waits for, and must stay.
+func (s *Slot) Answer(d *Delivery, a *Answer) error {
+	a.Worker = s.queue.worker
+	chunked := len(a.Payload) > inlineBytes
+	buffer := bufferPool.Get().(*[]byte)
+	message := appendAnswer((*buffer)[:0], d.from.token, d.ID, a, chunked)
+	err := s.queue.conn.nc.Publish(d.asker(), message)
+	if cap(message) <= inlineBytes {
+		*buffer = message
+		bufferPool.Put(buffer)
+	}
+	if err != nil {
+		return fmt.Errorf("bus: answer: %w", err)
+	}
+	if !chunked {
+		return nil
+	}
+	d.credits = make(chan struct{}, transferWindow)
+	s.mu.Lock()
+	s.outgoing = append(s.outgoing, d)
+	s.mu.Unlock()
+	s.sending.Go(func() {
+		defer s.sent(d)
+		err := sendChunks(a.Payload, d.credits, answerSlack, func(piece []byte) error {
+			return s.queue.conn.nc.PublishRequest(d.asker(), s.inbox, append(appendHead(nil, kindChunk, d.from.token, d.ID), piece...))
+		})
+		if err != nil {
+			s.queue.conn.log.Warn("bus: sending an answer failed", "err", err)
+		}
+	})
+	return nil
+}
+
+func (s *Slot) sent(d *Delivery) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.outgoing = slices.DeleteFunc(s.outgoing, func(other *Delivery) bool { return other == d })
+}
+
+func (s *Slot) credit(id CallID) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, d := range s.outgoing {
+		if d.ID == id {
+			select {
+			case d.credits <- struct{}{}:
+			default:
+			}
+		}
+	}
+}
+
+// Delivery is one call in a worker's hands.
+type Delivery struct {
+	Call
+	// Left is how long the handler may run; set when granted.
+	Left time.Duration
+	// DeliveredAt is when it came to this worker.
+	DeliveredAt time.Time
+
+	queue     *Queue
+	from      address
+	ack       string
+	deferred  bool
+	claimedAt time.Time
+	total     int64
+	credits   chan struct{}
+}
+
+func (d *Delivery) asker() string { return subjectAsker + "." + d.from.asker + "._" }
+
+var (
+	ackDone     = []byte("+ACK")
+	ackProgress = []byte("+WPI")
+	ackReturn   = []byte("-NAK")
+)
+
+func (d *Delivery) settle() { d.acknowledge(ackDone) }
+
+// Progress keeps an unclaimed delivery from going to another worker, for ackWait.
+func (d *Delivery) Progress() { d.acknowledge(ackProgress) }
+
+// Return gives an unclaimed delivery back to the queue, for anybody.
+func (d *Delivery) Return() { d.acknowledge(ackReturn) }
+
+func (d *Delivery) acknowledge(what []byte) {
+	if err := d.queue.conn.nc.Publish(d.ack, what); err != nil {
+		d.queue.conn.log.Warn("bus: acknowledge", "err", err)
+	}
+}
+
+// Starting tells the one who asked that an instance is being started for the call.
+func (d *Delivery) Starting() {
+	if err := d.queue.conn.nc.Publish(d.asker(), appendHead(nil, kindStarting, d.from.token, d.ID)); err != nil {
+		d.queue.conn.log.Warn("bus: starting", "err", err)
+	}
+}
+
+// Fail answers an unclaimed delivery with a fault and settles it: no worker could do better.
+func (d *Delivery) Fail(worker string, fault *Fault) {
+	message := appendAnswer(nil, d.from.token, d.ID, &Answer{Worker: worker, Fault: fault}, false)
+	if err := d.queue.conn.nc.Publish(d.asker(), message); err != nil {
+		d.queue.conn.log.Warn("bus: fail", "err", err)
+	}
+	d.settle()
+}

@@ -1,0 +1,45 @@
+package bus
+
+import (
+	"crypto/sha256"
+	"encoding/base32"
+	"fmt"
+	"strings"
+)
+
+// Every subject, stream and header of the bus is spelled here, once.
+const (
+	// callShards is the number of call streams on each home. Settling a message walks the consumers
+	// of its stream, so that many awake functions are spread over several.
+	callShards = 8
+
+	subjectCall   = "c" // c.<shard>.<queue>: a call, stored in the home's call stream
+	subjectAsker  = "a" // a.<asker>: claims and answers; a.<asker>.<token>: the broker's acknowledgement
+	subjectSlot   = "s" // s.<worker>.<n>: pulled calls, grants and refusals for one slot
+	subjectWorker = "w" // w.<worker>.<verb>: requests to one worker
+	subjectReport = "r" // r.<worker>: a worker's heartbeat
+	consumerGroup = "p" // the one priority group of a call queue's consumer
+	pullAPI       = "$JS.API.CONSUMER.MSG.NEXT."
+)
+
+// QueueID names the call queue of one incarnation. It is a hash, because it stands in every
+// subject of every call and because names from outside do not belong in subjects.
+type QueueID string
+
+// NewQueueID derives the id from what makes an incarnation: all four, so that new code has a new
+// queue and the old one drains.
+func NewQueueID(account, function, version, incarnation string) QueueID {
+	sum := sha256.Sum256([]byte(strings.Join([]string{account, function, version, incarnation}, "\x00")))
+	return QueueID(strings.ToLower(queueEncoding.EncodeToString(sum[:15])))
+}
+
+var queueEncoding = base32.StdEncoding.WithPadding(base32.NoPadding)
+
+func (q QueueID) shard() int {
+	return int(q[0]+q[1]*31) % callShards
+}
+
+func callStream(shard int) string              { return fmt.Sprintf("CALLS_%d", shard) }
+func (q QueueID) stream() string               { return callStream(q.shard()) }
+func (q QueueID) subject() string              { return fmt.Sprintf("%s.%d.%s", subjectCall, q.shard(), q) }
+func workerSubject(worker, verb string) string { return subjectWorker + "." + worker + "." + verb }
