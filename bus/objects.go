@@ -1,0 +1,481 @@
+package bus
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/nats-io/nuid"
+)
+
+// Errors of the code store.
+var (
+	// ErrObjectNotFound: no object has this hash.
+	ErrObjectNotFound = errors.New("bus: object not found")
+	// ErrObjectHash: the bytes do not have the hash they are stored under.
+	ErrObjectHash = errors.New("bus: object does not match its hash")
+	// ErrObjectTooLarge: the object is over MaxObjectBytes.
+	ErrObjectTooLarge = errors.New("bus: object too large")
+	// ErrObjectsFull: the code store is at its bound; nothing was stored.
+	ErrObjectsFull = errors.New("bus: the code store is full")
+)
+
+const (
+	// MaxObjectBytes bounds one object: AWS's 250 MB, the most that a package may unpack to.
+	MaxObjectBytes = 250 << 20
+	// objectChunk is how an object is cut; a chunk is one message.
+	objectChunk = 256 << 10
+	// objectTries bounds how often a record is written against a subject that moves on.
+	objectTries = 8
+	// A follower of the stream may answer a read before it has what the leader acknowledged: what
+	// is not there is asked for again for so long.
+	objectLag      = time.Second
+	objectLagRetry = 20 * time.Millisecond
+)
+
+// Objects holds code packages and layers under the lower-case hex SHA-256 of their bytes. An object
+// is written once and never overwritten: whoever reads it is not disturbed by another Put.
+//
+// It keeps to the layout of JetStream's object store, so that NATS's own tools can list and fetch,
+// but writes by itself: the client's Put replaces an object of the same name and breaks its readers.
+type Objects struct {
+	c *Conn
+
+	mu     sync.Mutex
+	stream jetstream.Stream // bound on first use
+}
+
+// Objects returns the code store, which EnsureStreams has made.
+func (c *Conn) Objects() *Objects { return &Objects{c: c} }
+
+// Object is one stored object.
+type Object struct {
+	SHA256 string
+	Size   int64
+	// StoredAt is when it was last put, by the store's clock.
+	StoredAt time.Time
+}
+
+// record is the newest message on an object's name: its description, or that it was deleted.
+type record struct {
+	info     jetstream.ObjectInfo
+	sequence uint64 // 0: there is none
+	at       time.Time
+}
+
+func (r record) exists() bool { return r.sequence != 0 && !r.info.Deleted }
+
+func nameSubject(sha string) string {
+	return "$O." + codeBucket + ".M." + base64.URLEncoding.EncodeToString([]byte(sha))
+}
+
+func chunkSubject(id string) string { return "$O." + codeBucket + ".C." + id }
+
+func (o *Objects) bind(ctx context.Context) (jetstream.Stream, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.stream == nil {
+		stream, err := o.c.js.Stream(ctx, codeStream)
+		if err != nil {
+			return nil, fmt.Errorf("bus: look up the code store: %w", err)
+		}
+		o.stream = stream
+	}
+	return o.stream, nil
+}
+
+func checkSHA(sha string) error {
+	if b, err := hex.DecodeString(sha); err != nil || len(b) != sha256.Size || hex.EncodeToString(b) != sha {
+		return fmt.Errorf("bus: %q is no lower-case hex SHA-256", sha)
+	}
+	return nil
+}
+
+// record reads the newest message on an object's name.
+func (o *Objects) record(ctx context.Context, stream jetstream.Stream, subject string) (record, error) {
+	msg, err := stream.GetLastMsgForSubject(ctx, subject)
+	if errors.Is(err, jetstream.ErrMsgNotFound) {
+		return record{}, nil
+	}
+	if err != nil {
+		return record{}, fmt.Errorf("bus: look up object: %w", err)
+	}
+	r := record{sequence: msg.Sequence, at: msg.Time}
+	if err := json.Unmarshal(msg.Data, &r.info); err != nil {
+		return record{}, fmt.Errorf("bus: decode object record: %w", err)
+	}
+	return r, nil
+}
+
+// write replaces the record if it is still the one of the sequence, and returns the new sequence.
+func (o *Objects) write(ctx context.Context, subject string, info jetstream.ObjectInfo, sequence uint64) (uint64, error) {
+	data, err := json.Marshal(info)
+	if err != nil {
+		return 0, fmt.Errorf("bus: encode object record: %w", err)
+	}
+	msg := nats.NewMsg(subject)
+	msg.Data = data
+	msg.Header.Set(jetstream.MsgRollup, jetstream.MsgRollupSubject)
+	ack, err := o.c.js.PublishMsg(ctx, msg, jetstream.WithExpectLastSequencePerSubject(sequence))
+	if err != nil {
+		return 0, err
+	}
+	return ack.Sequence, nil
+}
+
+// Put stores what r gives under its hash, and returns when it is stored. An object that is there
+// already stays as it is, only counts as stored now (see Collect), and r is not read. Two Puts of one
+// hash at once both succeed.
+//
+// ErrObjectHash, ErrObjectTooLarge, ErrObjectsFull, an error of r, or one of the store.
+func (o *Objects) Put(ctx context.Context, sha string, r io.Reader) error {
+	if err := checkSHA(sha); err != nil {
+		return err
+	}
+	stream, err := o.bind(ctx)
+	if err != nil {
+		return err
+	}
+	subject := nameSubject(sha)
+	var mine *jetstream.ObjectInfo
+	for range objectTries {
+		current, err := o.record(ctx, stream, subject)
+		if err != nil {
+			return err
+		}
+		info := current.info
+		if !current.exists() {
+			if mine == nil {
+				if mine, err = o.upload(ctx, stream, sha, r); err != nil {
+					return err
+				}
+			}
+			info = *mine
+		}
+		_, err = o.write(ctx, subject, info, current.sequence)
+		switch {
+		case err == nil:
+			if mine != nil && info.NUID != mine.NUID {
+				o.purge(ctx, stream, chunkSubject(mine.NUID))
+			}
+			return nil
+		case isConflict(err):
+			continue // somebody else put or collected it meanwhile
+		case isFull(err) && current.exists():
+			return nil // it is there; only its time could not be renewed
+		case isFull(err):
+			o.purge(ctx, stream, chunkSubject(info.NUID))
+			return ErrObjectsFull
+		default:
+			// It may be stored: the chunks must stay. Collect finds them if nothing names them.
+			return fmt.Errorf("bus: store object: %w", err)
+		}
+	}
+	return fmt.Errorf("bus: object %s is put and collected over and over", sha)
+}
+
+// upload stores the chunks of an object, which nothing names yet.
+func (o *Objects) upload(ctx context.Context, stream jetstream.Stream, sha string, r io.Reader) (*jetstream.ObjectInfo, error) {
+	id := nuid.Next()
+	info := &jetstream.ObjectInfo{
+		ObjectMeta: jetstream.ObjectMeta{Name: sha, Opts: &jetstream.ObjectMetaOptions{ChunkSize: objectChunk}},
+		Bucket:     codeBucket,
+		NUID:       id,
+	}
+	digest := sha256.New()
+	chunk := make([]byte, objectChunk)
+	err := func() error {
+		for {
+			n, readErr := io.ReadFull(r, chunk)
+			if n > 0 {
+				if info.Size += uint64(n); info.Size > MaxObjectBytes {
+					return ErrObjectTooLarge
+				}
+				digest.Write(chunk[:n])
+				if _, err := o.c.js.Publish(ctx, chunkSubject(id), chunk[:n]); isFull(err) {
+					return ErrObjectsFull
+				} else if err != nil {
+					return fmt.Errorf("bus: store object: %w", err)
+				}
+				info.Chunks++
+			}
+			switch {
+			case readErr == nil:
+			case errors.Is(readErr, io.EOF), errors.Is(readErr, io.ErrUnexpectedEOF):
+				if hex.EncodeToString(digest.Sum(nil)) != sha {
+					return ErrObjectHash
+				}
+				return nil
+			default:
+				return fmt.Errorf("bus: read object: %w", readErr)
+			}
+		}
+	}()
+	if err != nil {
+		o.purge(ctx, stream, chunkSubject(id))
+		return nil, err
+	}
+	info.Digest = "SHA-256=" + base64.URLEncoding.EncodeToString(digest.Sum(nil))
+	return info, nil
+}
+
+// purge removes what is on a subject, as well as it can: what it must leave, Collect finds. It
+// works for a caller whose ctx has ended, too.
+func (o *Objects) purge(ctx context.Context, stream jetstream.Stream, subject string) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+	defer cancel()
+	if err := stream.Purge(ctx, jetstream.WithPurgeSubject(subject)); err != nil {
+		o.c.log.Warn("chunks of an object left behind for the collector", "subject", subject, "err", err)
+	}
+}
+
+// Get returns a reader of an object's bytes and their number. The reader checks the hash: a read
+// that came to io.EOF gave the whole object, unharmed. It reads as ctx allows, and holds no
+// resources between reads.
+//
+// ErrObjectNotFound, here or, when it is deleted meanwhile, from Read; ErrObjectHash from Read.
+func (o *Objects) Get(ctx context.Context, sha string) (io.ReadCloser, int64, error) {
+	if err := checkSHA(sha); err != nil {
+		return nil, 0, err
+	}
+	stream, err := o.bind(ctx)
+	if err != nil {
+		return nil, 0, err
+	}
+	var found record
+	err = patiently(ctx, stream, func() (bool, error) {
+		found, err = o.record(ctx, stream, nameSubject(sha))
+		return found.exists() || found.info.Deleted, err
+	})
+	if err != nil {
+		return nil, 0, err
+	}
+	if !found.exists() {
+		return nil, 0, ErrObjectNotFound
+	}
+	return &objectReader{
+		ctx: ctx, stream: stream, subject: chunkSubject(found.info.NUID),
+		left: found.info.Chunks, sha: sha, digest: sha256.New(),
+	}, int64(found.info.Size), nil
+}
+
+// patiently asks again while what it looks for may only not have reached the server that answers.
+func patiently(ctx context.Context, stream jetstream.Stream, look func() (found bool, err error)) error {
+	alone := stream.CachedInfo().Config.Replicas <= 1
+	for begun := time.Now(); ; {
+		found, err := look()
+		if found || err != nil || alone || time.Since(begun) > objectLag {
+			return err
+		}
+		select {
+		case <-time.After(objectLagRetry):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// objectReader fetches one chunk at a time, by direct reads: no consumer is made for it, so that
+// fetching code works while the cluster's meta leader is away.
+type objectReader struct {
+	ctx     context.Context
+	stream  jetstream.Stream
+	subject string
+	next    uint64 // sequence from which to look for the next chunk
+	left    uint32 // chunks
+	rest    []byte // of the chunk at hand
+	sha     string
+	digest  hash.Hash
+	err     error
+}
+
+func (r *objectReader) Read(p []byte) (int, error) {
+	for len(r.rest) == 0 && r.err == nil {
+		r.err = r.fetch()
+	}
+	if len(r.rest) == 0 {
+		return 0, r.err
+	}
+	n := copy(p, r.rest)
+	r.rest = r.rest[n:]
+	return n, nil
+}
+
+func (r *objectReader) fetch() error {
+	if r.left == 0 {
+		if hex.EncodeToString(r.digest.Sum(nil)) != r.sha {
+			return ErrObjectHash
+		}
+		return io.EOF
+	}
+	var msg *jetstream.RawStreamMsg
+	err := patiently(r.ctx, r.stream, func() (bool, error) {
+		var err error
+		msg, err = r.stream.GetMsg(r.ctx, max(r.next, 1), jetstream.WithGetMsgSubject(r.subject))
+		if errors.Is(err, jetstream.ErrMsgNotFound) {
+			return false, nil
+		}
+		return err == nil, err
+	})
+	if err != nil {
+		return fmt.Errorf("bus: read object: %w", err)
+	}
+	if msg == nil {
+		return ErrObjectNotFound
+	}
+	r.next, r.rest = msg.Sequence+1, msg.Data
+	r.left--
+	r.digest.Write(msg.Data)
+	return nil
+}
+
+// Close ends reading.
+func (r *objectReader) Close() error {
+	r.rest, r.err = nil, errors.New("bus: read of a closed object")
+	return nil
+}
+
+// Delete removes an object; it does nothing when there is none. Its readers get ErrObjectNotFound.
+func (o *Objects) Delete(ctx context.Context, sha string) error {
+	if err := checkSHA(sha); err != nil {
+		return err
+	}
+	stream, err := o.bind(ctx)
+	if err != nil {
+		return err
+	}
+	for range objectTries {
+		current, err := o.record(ctx, stream, nameSubject(sha))
+		if err != nil {
+			return err
+		}
+		if current.sequence == 0 {
+			return nil
+		}
+		if err := o.remove(ctx, stream, nameSubject(sha), current); !isConflict(err) {
+			return err
+		}
+	}
+	return fmt.Errorf("bus: object %s is put and deleted over and over", sha)
+}
+
+// remove takes away the object that a record describes, unless the record has moved on (isConflict).
+// It can be broken off anywhere: the mark is written first, and remove of the mark finishes the rest.
+func (o *Objects) remove(ctx context.Context, stream jetstream.Stream, subject string, current record) error {
+	mark := current.sequence
+	if !current.info.Deleted {
+		info := current.info
+		info.Deleted, info.Size, info.Chunks, info.Digest = true, 0, 0, ""
+		var err error
+		if mark, err = o.write(ctx, subject, info, current.sequence); err != nil {
+			return fmt.Errorf("bus: delete object: %w", err)
+		}
+	}
+	if err := stream.Purge(ctx, jetstream.WithPurgeSubject(chunkSubject(current.info.NUID))); err != nil {
+		return fmt.Errorf("bus: delete object: %w", err)
+	}
+	// Up to the mark and no further: a Put may have come after it.
+	if err := stream.Purge(ctx, jetstream.WithPurgeSubject(subject), jetstream.WithPurgeSequence(mark+1)); err != nil {
+		return fmt.Errorf("bus: delete object: %w", err)
+	}
+	return nil
+}
+
+// List returns what is stored, in no order.
+func (o *Objects) List(ctx context.Context) ([]Object, error) {
+	stream, err := o.bind(ctx)
+	if err != nil {
+		return nil, err
+	}
+	records, err := o.records(ctx, stream)
+	if err != nil {
+		return nil, err
+	}
+	var objects []Object
+	for _, r := range records {
+		if r.exists() {
+			objects = append(objects, Object{SHA256: r.info.Name, Size: int64(r.info.Size), StoredAt: r.at})
+		}
+	}
+	return objects, nil
+}
+
+// records returns the record on every name.
+func (o *Objects) records(ctx context.Context, stream jetstream.Stream) (map[string]record, error) {
+	info, err := stream.Info(ctx, jetstream.WithSubjectFilter("$O."+codeBucket+".M.*"))
+	if err != nil {
+		return nil, fmt.Errorf("bus: list objects: %w", err)
+	}
+	records := make(map[string]record, len(info.State.Subjects))
+	for subject := range info.State.Subjects {
+		r, err := o.record(ctx, stream, subject)
+		if err != nil {
+			return nil, err
+		}
+		if r.sequence != 0 {
+			records[subject] = r
+		}
+	}
+	return records, nil
+}
+
+// Collect removes what nothing refers to and what was last put before olderThan, and returns how
+// many objects that were. An upload that was broken off is removed, too.
+//
+// The set of referenced hashes may be somewhat old, but must not be older than olderThan: a package
+// that was put and then named by a function since that set was taken is protected by its time.
+// One that is put again while this runs is left alone.
+func (o *Objects) Collect(ctx context.Context, referenced map[string]bool, olderThan time.Time) (int, error) {
+	stream, err := o.bind(ctx)
+	if err != nil {
+		return 0, err
+	}
+	// Chunks before names: an upload in between has its chunks listed only if it is named by then,
+	// or is young.
+	chunks, err := stream.Info(ctx, jetstream.WithSubjectFilter("$O."+codeBucket+".C.*"))
+	if err != nil {
+		return 0, fmt.Errorf("bus: list objects: %w", err)
+	}
+	uploads := chunks.State.Subjects
+	records, err := o.records(ctx, stream)
+	if err != nil {
+		return 0, err
+	}
+	collected := 0
+	for subject, r := range records {
+		delete(uploads, chunkSubject(r.info.NUID))
+		if r.exists() && referenced[r.info.Name] || !r.at.Before(olderThan) {
+			continue
+		}
+		switch err := o.remove(ctx, stream, subject, r); {
+		case isConflict(err):
+		case err != nil:
+			return collected, err
+		case r.exists():
+			collected++
+		}
+	}
+	for subject := range uploads {
+		last, err := stream.GetLastMsgForSubject(ctx, subject)
+		if errors.Is(err, jetstream.ErrMsgNotFound) {
+			continue
+		}
+		if err != nil {
+			return collected, fmt.Errorf("bus: look up chunks: %w", err)
+		}
+		if last.Time.Before(olderThan) {
+			o.purge(ctx, stream, subject)
+		}
+	}
+	return collected, nil
+}
