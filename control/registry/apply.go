@@ -67,7 +67,8 @@ func (c CreateFunction) apply(s *State) (any, error) {
 	v.Incarnation = v.RevisionID
 	v.State, v.StateReason, v.StateReasonCode = StatePending, reasonCreating, reasonCreatingCode
 	v.UpdateStatus, v.UpdateReason, v.UpdateReasonCode = "", "", ""
-	f := &Function{Account: c.Account, Name: c.Name, Latest: &v, NextVersion: 1}
+	v.share()
+	f := &Function{Account: same(c.Account), Name: c.Name, Latest: &v, NextVersion: 1}
 	if len(c.Tags) > 0 {
 		f.Tags = c.Tags
 	}
@@ -117,6 +118,7 @@ func (c UpdateConfig) apply(s *State) (any, error) {
 	}
 	v.Config = c.Config
 	v.changed(c.RevisionID, c.At)
+	v.share()
 	next := *f
 	next.Latest = v
 	s.replace(f, &next)
@@ -170,7 +172,9 @@ func (c Settle) apply(s *State) (any, error) {
 		}
 		next.Versions[i] = settled
 	}
-	s.replace(f, &next)
+	if next.Latest != f.Latest || len(f.Versions) > 0 && &next.Versions[0] != &f.Versions[0] {
+		s.replace(f, &next)
+	}
 	if v, ok := next.Resolve(c.Version); ok {
 		return v, nil
 	}

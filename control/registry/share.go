@@ -29,9 +29,6 @@ func (v *Version) share() {
 	if v.Incarnation == v.RevisionID {
 		v.Incarnation = v.RevisionID
 	}
-	for i := range v.Config.Architectures {
-		v.Config.Architectures[i] = same(v.Config.Architectures[i])
-	}
 }
 
 func same(s string) string {
