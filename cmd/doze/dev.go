@@ -1,0 +1,73 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/spf13/cobra"
+)
+
+func newDevCommand() *cobra.Command {
+	settings := &devSettings{}
+	flags := settings.flagSet(os.Getenv)
+	cmd := &cobra.Command{
+		Use:   "dev",
+		Short: "Run the whole platform in this process",
+		Long: `Run the whole platform in this process: API, queues, state, bill and worker, with its data in one
+folder and nothing else to install. When it is ready it prints one line, "doze ready http=ADDR
+grpc=ADDR", on stdout; its log goes to stderr.
+
+SIGTERM or Ctrl-C ends it in order: running calls may end first (--shutdown-timeout); a second one
+ends it at once. Nothing acknowledged is lost either way.
+
+Every flag can also be given as a variable (--idle-timeout as DOZE_IDLE_TIMEOUT) or in a config
+file (idle-timeout: 90s). A flag is stronger than a variable, a variable than the file.`,
+		Example: `  doze dev
+  doze dev --listen 127.0.0.1:0 --grpc-listen 127.0.0.1:0 --data-dir /tmp/doze --idle-timeout 10s
+  doze dev --config doze.yaml`,
+		Args: noArgs,
+	}
+	cmd.Flags().SortFlags = false
+	cmd.Flags().AddFlagSet(flags)
+	cmd.RegisterFlagCompletionFunc("sandbox", oneOf("linux", "process"))
+	cmd.RegisterFlagCompletionFunc("log-format", oneOf("text", "json"))
+	cmd.RegisterFlagCompletionFunc("log-level", oneOf("debug", "info", "warn", "error"))
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		unknown, err := fillFromElsewhere(flags, os.Environ())
+		if err != nil {
+			return err
+		}
+		if err := settings.check(); err != nil {
+			return err
+		}
+		log := newLogger(cmd.ErrOrStderr(), settings)
+		for _, name := range unknown {
+			log.Warn("this variable means nothing to doze dev", "variable", name)
+		}
+		signals := make(chan os.Signal, 2)
+		signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
+		defer signal.Stop(signals)
+		l := &life{settings: settings, open: openPlatform, signals: signals, stdout: cmd.OutOrStdout(), log: log}
+		return l.run(cmd.Context())
+	}
+	return cmd
+}
+
+// newLogger is the process's log, as the settings want it.
+func newLogger(w io.Writer, s *devSettings) *slog.Logger {
+	options := &slog.HandlerOptions{Level: s.level()}
+	if s.LogFormat == "json" {
+		return slog.New(slog.NewJSONHandler(w, options))
+	}
+	return slog.New(slog.NewTextHandler(w, options))
+}
+
+// openPlatform assembles control plane and worker in this process.
+func openPlatform(ctx context.Context, p parts) (platform, error) {
+	return nil, errors.New("control and worker are not assembled yet")
+}

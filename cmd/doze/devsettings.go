@@ -1,0 +1,310 @@
+package main
+
+import (
+	"fmt"
+	"log/slog"
+	"math"
+	"net"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/pflag"
+)
+
+// devSettings is what `doze dev` was told, by flags, DOZE_* variables, the config file and
+// defaults, in this order.
+type devSettings struct {
+	// Listen and GRPCListen are host:port; port 0 for any free one.
+	Listen, GRPCListen string
+	DataDir            string
+	// IdleTimeout ends an instance that had nothing to do for so long.
+	IdleTimeout time.Duration
+	// Memory is what all instances together may use, in bytes; 0 leaves it to the worker.
+	Memory int64
+	// MemoryOvercommit bounds the sum of the instances' limits, as a multiple of Memory.
+	MemoryOvercommit float64
+	// AsyncRetryWaits are the waits before the second and the third attempt of an event.
+	AsyncRetryWaits []time.Duration
+	// Sandbox is "linux" or "process".
+	Sandbox    string
+	CPUHardCap bool
+	// AccountConcurrency is how many calls may run at once, all functions together.
+	AccountConcurrency int
+	// PriceBook is the path of a price book, "" for the default one.
+	PriceBook   string
+	AllowRemote bool
+	Region      string
+	// PprofListen is host:port on the loopback, "" for none.
+	PprofListen string
+	// ShutdownTimeout bounds how long running calls are waited for at the end.
+	ShutdownTimeout     time.Duration
+	LogFormat, LogLevel string
+	// Config is the path of the config file, "" for none.
+	Config string
+}
+
+var regionPattern = regexp.MustCompile(`^[a-z]{2}(-[a-z]+)+-[0-9]$`)
+
+// flagSet makes the flags that fill s. Each flag checks its value when it is set, whoever sets it.
+func (s *devSettings) flagSet(getenv func(string) string) *pflag.FlagSet {
+	f := pflag.NewFlagSet("dev", pflag.ContinueOnError)
+	f.SortFlags = false
+	s.Listen, s.GRPCListen = "127.0.0.1:9000", "127.0.0.1:9001"
+	s.AsyncRetryWaits = []time.Duration{time.Minute, 2 * time.Minute}
+	s.Sandbox, s.LogFormat, s.LogLevel = "linux", "text", "info"
+	s.IdleTimeout, s.ShutdownTimeout = 5*time.Minute, 30*time.Second
+
+	f.StringVar(&s.Config, "config", "", "config `FILE` (.yaml, .toml or .json) whose keys are the names of these flags")
+	f.Var(&addressValue{&s.Listen}, "listen", "where the API listens; port 0 for any free one")
+	f.Var(&addressValue{&s.GRPCListen}, "grpc-listen", "where gRPC listens")
+	f.BoolVar(&s.AllowRemote, "allow-remote", false, "let --listen and --grpc-listen be reached from other machines: anybody there can run code here")
+	f.StringVar(&s.DataDir, "data-dir", defaultDataDir(os.Geteuid(), getenv), "`DIR` for functions, code, events and the bill")
+	f.Var(&durationValue{&s.IdleTimeout, 10 * time.Millisecond, 24 * time.Hour}, "idle-timeout", "end an instance that had nothing to do for so long")
+	f.Var(&sizeValue{&s.Memory}, "memory", "memory for all instances together, such as 8GiB (default what the machine has, less a reserve)")
+	f.Var(&ratioValue{&s.MemoryOvercommit, 1, 1000}, "memory-overcommit", "how many times --memory the limits of all instances may add up to (default no bound: what they really use counts)")
+	f.Var(&waitsValue{&s.AsyncRetryWaits}, "async-retry-waits", "waits before the second and the third attempt of an event")
+	f.Var(&choiceValue{&s.Sandbox, []string{"linux", "process"}}, "sandbox", "linux (isolated), or process (no isolation at all)")
+	f.BoolVar(&s.CPUHardCap, "cpu-hard-cap", false, "cap each instance's CPU at its share (1769 MB is one) even where CPUs are idle")
+	f.Var(&countValue{&s.AccountConcurrency, 1, 1_000_000}, "account-concurrency", "calls that may run at once, all functions together")
+	s.AccountConcurrency = 1000
+	f.StringVar(&s.PriceBook, "price-book", "", "JSON `FILE` with other prices than the default ones")
+	f.Var(&patternValue{&s.Region, regionPattern, "a region like us-east-1"}, "region", "AWS region that ARNs name")
+	s.Region = "us-east-1"
+	f.Var(&addressValue{&s.PprofListen}, "pprof-listen", "where profiles of this process can be fetched, loopback only (default nowhere)")
+	f.Var(&durationValue{&s.ShutdownTimeout, 0, time.Hour}, "shutdown-timeout", "how long running calls may take to end after SIGTERM or Ctrl-C")
+	f.Var(&choiceValue{&s.LogFormat, []string{"text", "json"}}, "log-format", "text or json")
+	f.Var(&choiceValue{&s.LogLevel, []string{"debug", "info", "warn", "error"}}, "log-level", "debug, info, warn or error")
+	f.VisitAll(func(flag *pflag.Flag) { flag.DefValue = flag.Value.String() })
+	return f
+}
+
+// defaultDataDir is where a service keeps state: /var/lib for root, else what XDG says.
+func defaultDataDir(uid int, getenv func(string) string) string {
+	if uid == 0 {
+		return "/var/lib/doze"
+	}
+	if state := getenv("XDG_STATE_HOME"); filepath.IsAbs(state) {
+		return filepath.Join(state, "doze")
+	}
+	return filepath.Join(getenv("HOME"), ".local", "state", "doze")
+}
+
+// check looks at what no single flag can see.
+func (s *devSettings) check() error {
+	for _, l := range []struct{ flag, address string }{{"--listen", s.Listen}, {"--grpc-listen", s.GRPCListen}} {
+		if !s.AllowRemote && !isLoopback(l.address) {
+			return usagef("%s %s can be reached from other machines, and doze dev lets anybody who can reach it run code here: add --allow-remote if that is what you want", l.flag, l.address)
+		}
+	}
+	if s.PprofListen != "" && !isLoopback(s.PprofListen) {
+		return usagef("--pprof-listen %s is not on the loopback: profiles are for this machine only (127.0.0.1:PORT)", s.PprofListen)
+	}
+	if s.DataDir == "" {
+		return usagef("--data-dir is empty")
+	}
+	return nil
+}
+
+// isLoopback tells whether only this machine can reach the address. A name other than localhost
+// could be anything.
+func isLoopback(address string) bool {
+	host, _, err := net.SplitHostPort(address)
+	if err != nil {
+		return false
+	}
+	ip := net.ParseIP(host)
+	return host == "localhost" || ip != nil && ip.IsLoopback()
+}
+
+// level is LogLevel as slog knows it.
+func (s *devSettings) level() slog.Level {
+	var level slog.Level
+	if err := level.UnmarshalText([]byte(s.LogLevel)); err != nil {
+		return slog.LevelInfo
+	}
+	return level
+}
+
+// The values below are pflag's with bounds: what is out of them is refused where it was written.
+
+type addressValue struct{ to *string }
+
+func (v *addressValue) String() string { return *v.to }
+func (v *addressValue) Type() string   { return "HOST:PORT" }
+func (v *addressValue) Set(s string) error {
+	_, port, err := net.SplitHostPort(s)
+	if err != nil {
+		return fmt.Errorf("%q is not HOST:PORT, such as 127.0.0.1:9000", s)
+	}
+	if _, err := strconv.ParseUint(port, 10, 16); err != nil {
+		return fmt.Errorf("%q is not a port (0 to 65535)", port)
+	}
+	*v.to = s
+	return nil
+}
+
+type durationValue struct {
+	to       *time.Duration
+	min, max time.Duration
+}
+
+func (v *durationValue) String() string { return plainDuration(*v.to) }
+func (v *durationValue) Type() string   { return "DURATION" }
+func (v *durationValue) Set(s string) error {
+	d, err := time.ParseDuration(s)
+	if err != nil {
+		return fmt.Errorf("%q is not a duration, such as 90s or 5m", s)
+	}
+	if d < v.min || d > v.max {
+		return fmt.Errorf("%s is not between %s and %s", s, plainDuration(v.min), plainDuration(v.max))
+	}
+	*v.to = d
+	return nil
+}
+
+// plainDuration writes 5m, where Duration writes 5m0s.
+func plainDuration(d time.Duration) string {
+	s := d.String()
+	if strings.HasSuffix(s, "m0s") {
+		s = strings.TrimSuffix(s, "0s")
+	}
+	if strings.HasSuffix(s, "h0m") {
+		s = strings.TrimSuffix(s, "0m")
+	}
+	return s
+}
+
+type waitsValue struct{ to *[]time.Duration }
+
+func (v *waitsValue) Type() string { return "DURATION,DURATION" }
+func (v *waitsValue) String() string {
+	parts := make([]string, len(*v.to))
+	for i, d := range *v.to {
+		parts[i] = plainDuration(d)
+	}
+	return strings.Join(parts, ",")
+}
+func (v *waitsValue) Set(s string) error {
+	parts := strings.Split(s, ",")
+	if len(parts) != 2 {
+		return fmt.Errorf("%q is not two durations, such as 1m,2m: an event is tried three times", s)
+	}
+	waits := make([]time.Duration, len(parts))
+	for i, part := range parts {
+		one := durationValue{&waits[i], time.Millisecond, 6 * time.Hour}
+		if err := one.Set(strings.TrimSpace(part)); err != nil {
+			return err
+		}
+	}
+	*v.to = waits
+	return nil
+}
+
+type sizeValue struct{ to *int64 }
+
+func (v *sizeValue) Type() string { return "SIZE" }
+func (v *sizeValue) String() string {
+	if *v.to == 0 {
+		return ""
+	}
+	return strconv.FormatInt(*v.to, 10)
+}
+
+// sizeUnits are the powers of 1024 that a size may end in, the longest spelling first.
+var sizeUnits = []struct {
+	suffix string
+	shift  uint
+}{{"kib", 10}, {"mib", 20}, {"gib", 30}, {"tib", 40}, {"kb", 10}, {"mb", 20}, {"gb", 30}, {"tb", 40}, {"k", 10}, {"m", 20}, {"g", 30}, {"t", 40}, {"b", 0}}
+
+func (v *sizeValue) Set(s string) error {
+	number, shift := strings.ToLower(strings.TrimSpace(s)), uint(0)
+	for _, u := range sizeUnits {
+		if rest, ok := strings.CutSuffix(number, u.suffix); ok {
+			number, shift = strings.TrimSpace(rest), u.shift
+			break
+		}
+	}
+	n, err := strconv.ParseInt(number, 10, 64)
+	if err != nil {
+		return fmt.Errorf("%q is not a size, such as 512MiB or 8GiB", s)
+	}
+	const least = 64 << 20
+	if n > math.MaxInt64>>shift || n<<shift < least {
+		return fmt.Errorf("%s is too small or too big: at least 64MiB", s)
+	}
+	*v.to = n << shift
+	return nil
+}
+
+type ratioValue struct {
+	to       *float64
+	min, max float64
+}
+
+func (v *ratioValue) Type() string { return "FACTOR" }
+func (v *ratioValue) String() string {
+	if *v.to == 0 {
+		return ""
+	}
+	return strconv.FormatFloat(*v.to, 'g', -1, 64)
+}
+func (v *ratioValue) Set(s string) error {
+	r, err := strconv.ParseFloat(s, 64)
+	if err != nil || !(r >= v.min && r <= v.max) {
+		return fmt.Errorf("%q is not a number between %g and %g", s, v.min, v.max)
+	}
+	*v.to = r
+	return nil
+}
+
+type countValue struct {
+	to       *int
+	min, max int
+}
+
+func (v *countValue) Type() string   { return "N" }
+func (v *countValue) String() string { return strconv.Itoa(*v.to) }
+func (v *countValue) Set(s string) error {
+	n, err := strconv.Atoi(s)
+	if err != nil || n < v.min || n > v.max {
+		return fmt.Errorf("%q is not a whole number between %d and %d", s, v.min, v.max)
+	}
+	*v.to = n
+	return nil
+}
+
+type choiceValue struct {
+	to      *string
+	choices []string
+}
+
+func (v *choiceValue) Type() string   { return strings.Join(v.choices, "|") }
+func (v *choiceValue) String() string { return *v.to }
+func (v *choiceValue) Set(s string) error {
+	if !slices.Contains(v.choices, s) {
+		return fmt.Errorf("%q is not one of %s", s, strings.Join(v.choices, ", "))
+	}
+	*v.to = s
+	return nil
+}
+
+type patternValue struct {
+	to      *string
+	pattern *regexp.Regexp
+	what    string
+}
+
+func (v *patternValue) Type() string   { return "NAME" }
+func (v *patternValue) String() string { return *v.to }
+func (v *patternValue) Set(s string) error {
+	if !v.pattern.MatchString(s) {
+		return fmt.Errorf("%q is not %s", s, v.what)
+	}
+	*v.to = s
+	return nil
+}

@@ -1,0 +1,105 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+)
+
+// platformStatus is how the platform is, as GET /doze/v1/status tells it.
+type platformStatus struct {
+	Version       string         `json:"version"`
+	Ready         bool           `json:"ready"`
+	Problems      []string       `json:"problems"`
+	UptimeMs      int64          `json:"uptimeMs"`
+	Functions     int64          `json:"functions"`
+	Instances     int64          `json:"instances"`
+	PendingEvents int64          `json:"pendingEvents"`
+	Workers       []workerStatus `json:"workers"`
+}
+
+type workerStatus struct {
+	ID               string   `json:"id"`
+	MemoryTotalBytes int64    `json:"memoryTotalBytes"`
+	MemoryFreeBytes  int64    `json:"memoryFreeBytes"`
+	Instances        int64    `json:"instances"`
+	Sandbox          string   `json:"sandbox"`
+	Missing          []string `json:"missing"`
+	Draining         bool     `json:"draining"`
+	Unavailable      string   `json:"unavailable"`
+}
+
+func newStatusCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "status",
+		Short: "Show how the platform is: readiness, workers, memory",
+		Args:  noArgs,
+	}
+	asJSON := addJSONFlag(cmd, "the status")
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		c, err := clientOf(cmd)
+		if err != nil {
+			return err
+		}
+		if *asJSON {
+			// As it came: the status may tell more than this binary knows.
+			var all map[string]any
+			if err := c.get(cmd.Context(), "/doze/v1/status", nil, &all); err != nil {
+				return err
+			}
+			return printJSON(cmd.OutOrStdout(), all)
+		}
+		var s platformStatus
+		if err := c.get(cmd.Context(), "/doze/v1/status", nil, &s); err != nil {
+			return err
+		}
+		return s.print(cmd.OutOrStdout())
+	}
+	return cmd
+}
+
+func (s *platformStatus) print(w io.Writer) error {
+	state := "ready"
+	if !s.Ready {
+		state = "not ready"
+	}
+	var b strings.Builder
+	fmt.Fprintf(&b, "doze %s, %s, up %s\n", s.Version, state, readable(time.Duration(s.UptimeMs)*time.Millisecond))
+	for _, p := range s.Problems {
+		fmt.Fprintf(&b, "  problem: %s\n", p)
+	}
+	fmt.Fprintf(&b, "%s, %s, %s waiting\n\n", plural(int(s.Functions), "function"), plural(int(s.Instances), "instance"),
+		plural(int(s.PendingEvents), "event"))
+	if _, err := io.WriteString(w, b.String()); err != nil {
+		return err
+	}
+	t := newTable("WORKER", "SANDBOX", ">INSTANCES", ">MEMORY FREE", ">OF", "STATE")
+	for _, k := range s.Workers {
+		state := "takes calls"
+		switch {
+		case k.Unavailable != "":
+			state = "takes no calls: " + k.Unavailable
+		case k.Draining:
+			state = "draining"
+		}
+		t.add(k.ID, k.Sandbox, strconv.FormatInt(k.Instances, 10), size(k.MemoryFreeBytes), size(k.MemoryTotalBytes), state)
+	}
+	if err := t.print(w); err != nil {
+		return err
+	}
+	b.Reset()
+	for _, k := range s.Workers {
+		for _, m := range k.Missing {
+			fmt.Fprintf(&b, "\n%s does not give: %s", k.ID, m)
+		}
+	}
+	if b.Len() == 0 {
+		return nil
+	}
+	_, err := fmt.Fprintln(w, b.String())
+	return err
+}
