@@ -1,0 +1,275 @@
+//go:build linux
+
+// Package linux is the sandbox made of Linux's own walls: PID, mount, UTS, IPC, network and cgroup
+// namespaces, cgroups of either version, an unprivileged uid, no capabilities, no_new_privs, a seccomp
+// filter, and a read-only root with nothing of the host in it but its programs and libraries.
+//
+// Who does what: this package, in the worker, decides and prepares (root.go, mount.go, cgroup.go,
+// seccomp.go) and writes lists of system calls (plan.go); the processes of package stage carry them out. The launcher
+// is one small process per Sandbox that lives in the finished root; an instance is a fork of it that gets
+// namespaces and a few mounts of its own.
+//
+// A start has two halves, prepare and run, so that what does not depend on the function can be done before
+// the function is known.
+//
+// It needs root, kernel 5.14 or later, and a binary that imports it (package stage takes over in init).
+package linux
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"runtime"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/doze-run/doze/worker/sandbox"
+)
+
+// Options say where and as whom instances run.
+type Options struct {
+	// DataDir is a directory of the worker that outlives it. Two sandboxes cannot share one; a new one
+	// ends what a dead one of the same directory left running.
+	DataDir string
+	// Logger gets what nobody is there to be told. nil: nothing is logged.
+	Logger *slog.Logger
+	// UIDBase and UIDCount are the host uids (and gids of the same number) that instances get, one each.
+	// They must belong to nobody. The first is the one that PID 1 of every instance has.
+	// 0: a range that depends on DataDir, at or above 2^29; 16384 of them.
+	UIDBase, UIDCount int
+}
+
+const defaultUIDCount = 16384
+
+// Sandbox implements sandbox.Sandbox.
+type Sandbox struct {
+	log      *slog.Logger
+	dir      string
+	lock     *os.File
+	cgroups  *cgroups
+	root     *root
+	filter   []byte
+	masks    []mask
+	lastCap  int
+	stageUID int
+	uids     *uids
+
+	mu        sync.Mutex
+	closed    bool
+	launcher  *launcher
+	processes map[*Process]struct{}
+	ids       map[string]struct{}
+	starting  sync.WaitGroup
+}
+
+var _ sandbox.Sandbox = (*Sandbox)(nil)
+
+// New builds what all instances have in common. It first ends and removes what a worker that died left
+// behind with the same DataDir. An error says what this machine or this user lacks.
+func New(options Options) (_ *Sandbox, err error) {
+	if unix.Geteuid() != 0 {
+		return nil, errors.New("linux sandbox: needs root (or CAP_SYS_ADMIN and the other capabilities of a container's root)")
+	}
+	if options.Logger == nil {
+		options.Logger = slog.New(slog.DiscardHandler)
+	}
+	dataDir, err := filepath.Abs(options.DataDir)
+	if err != nil {
+		return nil, fmt.Errorf("linux sandbox: %w", err)
+	}
+	if options.UIDBase == 0 {
+		options.UIDBase = defaultUIDs(dataDir)
+	}
+	if options.UIDCount == 0 {
+		options.UIDCount = defaultUIDCount
+	}
+	if options.UIDBase < 1 || options.UIDCount < 2 || options.UIDBase+options.UIDCount > 1<<31-2 {
+		return nil, fmt.Errorf("linux sandbox: uids %d+%d: not a range of at least two uids below 2^31-2", options.UIDBase, options.UIDCount)
+	}
+	s := &Sandbox{
+		log: options.Logger, dir: filepath.Join(dataDir, "sandbox"), masks: procMasks(),
+		stageUID: options.UIDBase, uids: newUIDs(options.UIDBase+1, options.UIDCount-1),
+		processes: map[*Process]struct{}{}, ids: map[string]struct{}{},
+	}
+	defer func() {
+		if err != nil {
+			s.discard()
+			err = fmt.Errorf("linux sandbox: %w", err)
+		}
+	}()
+	if s.lastCap, err = lastCapability(); err != nil {
+		return nil, err
+	}
+	if s.filter, err = filter(); err != nil {
+		return nil, err
+	}
+	if err = s.own(); err != nil {
+		return nil, err
+	}
+	hash := sha256.Sum256([]byte(dataDir))
+	if s.cgroups, err = detectCgroups("/proc/self/mountinfo", "doze-"+hex.EncodeToString(hash[:8])); err != nil {
+		return nil, err
+	}
+	s.cgroups.cpus = runtime.NumCPU()
+	if err = s.cgroups.sweep(); err != nil {
+		return nil, err
+	}
+	if err = s.cgroups.open(); err != nil {
+		return nil, err
+	}
+	if s.root, err = newRoot(); err != nil {
+		return nil, err
+	}
+	if s.launcher, err = s.launch(); err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+// own takes the data directory for this process.
+func (s *Sandbox) own() error {
+	if err := os.MkdirAll(filepath.Join(s.dir, "root"), 0o700); err != nil {
+		return err
+	}
+	f, err := os.OpenFile(filepath.Join(s.dir, "lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return err
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		f.Close()
+		return fmt.Errorf("%s is in use by another sandbox: %w", s.dir, err)
+	}
+	s.lock = f
+	return nil
+}
+
+func (s *Sandbox) launch() (*launcher, error) {
+	return startLauncher(s.setup(filepath.Join(s.dir, "root")))
+}
+
+// Name is "linux".
+func (s *Sandbox) Name() string { return "linux" }
+
+// Missing says what this machine does not give.
+func (s *Sandbox) Missing() []string { return s.cgroups.missing() }
+
+// enter registers a start. leave must follow.
+func (s *Sandbox) enter(id string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return errors.New("the sandbox is closed")
+	}
+	if _, ok := s.ids[id]; ok {
+		return fmt.Errorf("an instance %s is there already", id)
+	}
+	s.ids[id] = struct{}{}
+	s.starting.Add(1)
+	return nil
+}
+
+func (s *Sandbox) forget(id string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.ids, id)
+}
+
+// spawn asks the launcher for a PID 1. A launcher that has died, and all instances with it, is replaced.
+func (s *Sandbox) spawn(p *program) error {
+	s.mu.Lock()
+	l := s.launcher
+	if !l.alive() {
+		fresh, err := s.relaunch(l)
+		if err != nil {
+			s.mu.Unlock()
+			return err
+		}
+		l = fresh
+	}
+	s.mu.Unlock()
+	return l.spawn(p)
+}
+
+// relaunch starts over with a new root: the mounts of the old one went with the launcher. mu is held.
+func (s *Sandbox) relaunch(old *launcher) (*launcher, error) {
+	s.log.Error("the sandbox launcher has died and is replaced", "pid", old.cmd.Process.Pid, "state", old.cmd.ProcessState.String())
+	old.channel.close()
+	r, err := newRoot()
+	if err != nil {
+		return nil, err
+	}
+	s.root.close()
+	s.root = r
+	l, err := s.launch()
+	if err != nil {
+		return nil, err
+	}
+	s.launcher = l
+	return l, nil
+}
+
+// Close ends every instance, waits until nothing is left of them, and removes what New made.
+func (s *Sandbox) Close() error {
+	s.mu.Lock()
+	if s.closed {
+		s.mu.Unlock()
+		return nil
+	}
+	s.closed = true
+	s.mu.Unlock()
+	s.starting.Wait()
+	s.mu.Lock()
+	var all []*Process
+	for p := range s.processes {
+		all = append(all, p)
+	}
+	s.mu.Unlock()
+	for _, p := range all {
+		p.Kill()
+	}
+	for _, p := range all {
+		<-p.Done()
+	}
+	return s.discard()
+}
+
+// discard removes what New has made so far.
+func (s *Sandbox) discard() error {
+	var errs []error
+	if s.launcher != nil {
+		s.launcher.close()
+	}
+	if s.root != nil {
+		s.root.close()
+	}
+	if s.lock != nil {
+		if s.cgroups != nil {
+			errs = append(errs, s.cgroups.remove())
+		}
+		errs = append(errs, os.RemoveAll(s.dir), s.lock.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// Start implements sandbox.Sandbox.
+func (s *Sandbox) Start(ctx context.Context, config sandbox.Config) (sandbox.Process, error) {
+	if err := check(&config); err != nil {
+		return nil, err
+	}
+	if err := s.enter(config.ID); err != nil {
+		return nil, fmt.Errorf("sandbox %s: %w", config.ID, err)
+	}
+	defer s.starting.Done()
+	p, err := s.start(ctx, config)
+	if err != nil {
+		s.forget(config.ID)
+		return nil, fmt.Errorf("sandbox %s: %w", config.ID, err)
+	}
+	return p, nil
+}

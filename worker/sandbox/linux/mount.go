@@ -1,0 +1,60 @@
+//go:build linux
+
+package linux
+
+import (
+	"fmt"
+	"io/fs"
+
+	"golang.org/x/sys/unix"
+)
+
+// hostTree clones the mount of a host path, detached and read-only, without what is setuid and without
+// device nodes, for a stage to move into an instance. With deep, mounts below it come along.
+func hostTree(path string, deep bool) (int, error) {
+	flags, at := uint(unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC), uint(unix.AT_EMPTY_PATH)
+	if deep {
+		flags |= unix.AT_RECURSIVE
+		at |= unix.AT_RECURSIVE
+	}
+	fd, err := unix.OpenTree(unix.AT_FDCWD, path, flags)
+	if err != nil {
+		return -1, &fs.PathError{Op: "open_tree", Path: path, Err: err}
+	}
+	err = unix.MountSetattr(fd, "", at, &unix.MountAttr{
+		Attr_set:    unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV,
+		Propagation: unix.MS_PRIVATE,
+	})
+	if err != nil {
+		unix.Close(fd)
+		return -1, &fs.PathError{Op: "mount_setattr", Path: path, Err: err}
+	}
+	return fd, nil
+}
+
+// newTmpfs makes a detached tmpfs. Its files can be reached at inside(fd, name).
+func newTmpfs(attrs int, options ...[2]string) (int, error) {
+	fd, err := unix.Fsopen("tmpfs", unix.FSOPEN_CLOEXEC)
+	if err != nil {
+		return -1, fmt.Errorf("fsopen tmpfs: %w", err)
+	}
+	defer unix.Close(fd)
+	for _, o := range options {
+		if err := unix.FsconfigSetString(fd, o[0], o[1]); err != nil {
+			return -1, fmt.Errorf("tmpfs option %s=%s: %w", o[0], o[1], err)
+		}
+	}
+	if err := unix.FsconfigCreate(fd); err != nil {
+		return -1, fmt.Errorf("create tmpfs: %w", err)
+	}
+	mount, err := unix.Fsmount(fd, unix.FSMOUNT_CLOEXEC, attrs)
+	if err != nil {
+		return -1, fmt.Errorf("fsmount tmpfs: %w", err)
+	}
+	return mount, nil
+}
+
+// inside is the path of a file in a detached mount, for this process.
+func inside(mount int, name string) string {
+	return fmt.Sprintf("/proc/self/fd/%d/%s", mount, name)
+}

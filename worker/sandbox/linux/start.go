@@ -1,0 +1,249 @@
+//go:build linux
+
+package linux
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/doze-run/doze/worker/sandbox"
+	"github.com/doze-run/doze/worker/sandbox/linux/stage"
+)
+
+// minMemory is the least memory an instance can be started in, in bytes.
+const minMemory = 4 << 20
+
+// check refuses a Config that cannot be carried out.
+func check(c *sandbox.Config) error {
+	bad := func(format string, args ...any) error {
+		return fmt.Errorf("sandbox: bad config: "+format, args...)
+	}
+	if !validID(c.ID) {
+		return bad("id %q is not [a-z0-9-]{1,64}", c.ID)
+	}
+	if len(c.Argv) == 0 || c.Argv[0] == "" {
+		return bad("no program")
+	}
+	for _, path := range append([]string{c.CodeDir, c.OptDir, c.RuntimeDir}, c.ReadOnly...) {
+		if path != "" && (!filepath.IsAbs(path) || path != filepath.Clean(path) || path == "/") {
+			return bad("path %q is not absolute and clean", path)
+		}
+	}
+	if c.CodeDir == "" {
+		return bad("no code directory")
+	}
+	for _, s := range slices.Concat(c.Argv, c.Env, c.ReadOnly, []string{c.CodeDir}) {
+		if slices.Contains([]byte(s), 0) {
+			return bad("a zero byte in an argument, a variable or a path")
+		}
+	}
+	if c.MemoryBytes < minMemory || c.TmpBytes < 0 || c.CPUMilli < 1 || c.MaxProcesses < 1 {
+		return bad("limits: memory %d, tmp %d, cpu %d, processes %d", c.MemoryBytes, c.TmpBytes, c.CPUMilli, c.MaxProcesses)
+	}
+	return nil
+}
+
+func validID(id string) bool {
+	if len(id) < 1 || len(id) > 64 {
+		return false
+	}
+	for _, c := range []byte(id) {
+		if (c < 'a' || c > 'z') && (c < '0' || c > '9') && c != '-' {
+			return false
+		}
+	}
+	return true
+}
+
+// start is one start: the launcher forks PID 1, which prepares itself while the rest is made here and
+// sent after.
+func (s *Sandbox) start(ctx context.Context, config sandbox.Config) (_ *Process, err error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	p := &Process{s: s, id: config.ID, group: &group{c: s.cgroups, id: config.ID}, pidfd: -1, done: make(chan struct{})}
+	if p.uid, err = s.uids.take(); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			p.abandon()
+			err = outOfResources(err)
+		}
+	}()
+	l := limits{memory: config.MemoryBytes, milli: config.CPUMilli, hard: config.HardCPU, processes: config.MaxProcesses + 1} // PID 1
+
+	var far int
+	if p.control, far, err = newChannel(); err != nil {
+		return nil, err
+	}
+	cgroup, err := p.group.born(l)
+	if err != nil {
+		unix.Close(far)
+		return nil, err
+	}
+	first := s.prepare(far, cgroup, p.uid, config.TmpBytes, config.MemoryBytes)
+	err = s.spawn(first)
+	closeAll([]int{far, cgroup})
+	if err != nil {
+		return nil, err
+	}
+
+	second, err := s.assign(p, l, &config)
+	if err != nil {
+		return nil, err
+	}
+	stop := context.AfterFunc(ctx, p.control.interrupt)
+	defer stop()
+	if err := p.started(first, second); err != nil {
+		if ctx.Err() != nil {
+			return nil, ctx.Err()
+		}
+		return nil, err
+	}
+	if !stop() && ctx.Err() != nil {
+		return nil, ctx.Err()
+	}
+	s.mu.Lock()
+	s.processes[p] = struct{}{}
+	s.mu.Unlock()
+	go p.live()
+	return p, nil
+}
+
+// assign makes what belongs to this function and sends it to the PID 1 that is being prepared. It closes
+// what it opened: the descriptors have been sent.
+func (s *Sandbox) assign(p *Process, l limits, config *sandbox.Config) (*program, error) {
+	var fds []int
+	defer func() { closeAll(fds) }()
+	tasks, err := p.group.joined(l)
+	if err != nil {
+		return nil, err
+	}
+	fds = append(fds, tasks...)
+	run := launch{tasks: tasks, uid: p.uid, argv: config.Argv, env: append(slices.Clip(config.Env), "AWS_LAMBDA_RUNTIME_API="+apiAddr)}
+
+	s.mu.Lock()
+	root := s.root
+	s.mu.Unlock()
+	if run.passwd, err = root.passwd(p.uid); err != nil {
+		return nil, err
+	}
+	mount := func(host, at string) error {
+		fd, err := hostTree(host, false)
+		if err != nil {
+			return err
+		}
+		fds = append(fds, fd)
+		run.trees = append(run.trees, hostPath{at, fd})
+		return nil
+	}
+	for _, t := range [][2]string{{config.CodeDir, "/var/task"}, {config.OptDir, "/opt"}, {config.RuntimeDir, "/var/runtime"}} {
+		if t[0] != "" {
+			if err := mount(t[0], t[1]); err != nil {
+				return nil, err
+			}
+		}
+	}
+	for _, path := range config.ReadOnly {
+		at, err := root.place(path)
+		if err != nil {
+			return nil, err
+		}
+		if at != "" {
+			if err := mount(path, at); err != nil {
+				return nil, err
+			}
+		}
+	}
+	var pipe [2]int
+	if err := unix.Pipe2(pipe[:], unix.O_CLOEXEC); err != nil {
+		return nil, fmt.Errorf("output pipe: %w", err)
+	}
+	fds = append(fds, pipe[1])
+	if p.output, err = newOutput(pipe[0]); err != nil {
+		return nil, err
+	}
+	// /dev/stdout opens the pipe again, as the function's uid.
+	if err := unix.Fchown(pipe[1], p.uid, p.uid); err != nil {
+		return nil, fmt.Errorf("output pipe: %w", err)
+	}
+	run.output = pipe[1]
+	program := s.run(run)
+	if err := p.control.send(program); err != nil && !errors.Is(err, unix.EPIPE) && !errors.Is(err, unix.ECONNRESET) {
+		return nil, err
+	} // a PID 1 that has failed already has said why
+	return program, nil
+}
+
+// started waits until the program runs, or says why it does not. PID 1 may be faster with its report than the
+// launcher with its own.
+func (p *Process) started(first, second *program) error {
+	for spawned := false; !spawned || p.listener == nil; {
+		report, fds, err := p.control.receive()
+		if err != nil {
+			closeAll(fds)
+			return fmt.Errorf("the first process ended while it was starting: %w", err)
+		}
+		switch {
+		case report.Kind == stage.Spawned && len(fds) == 1:
+			spawned = true
+			err = p.watch(fds[0])
+		case report.Kind == stage.Started && len(fds) == 1:
+			err = p.listen(fds[0])
+		case report.Kind == stage.Failed && report.List>>8 == stage.Step:
+			closeAll(fds)
+			err = failed(second, report)
+		case report.Kind == stage.Failed:
+			closeAll(fds)
+			err = first.failure(report)
+		default:
+			closeAll(fds)
+			err = fmt.Errorf("control socket: report %d with %d descriptors", report.Kind, len(fds))
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// failed words a failure and tells a program that cannot be executed from everything else.
+func failed(p *program, report stage.Report) error {
+	if report.List&0xff == stage.ListChild && int(report.A) == len(p.lists[stage.ListChild])-1 {
+		switch errno := unix.Errno(report.Errno); errno {
+		case unix.ENOENT, unix.EACCES, unix.ENOEXEC, unix.ENOTDIR, unix.EISDIR, unix.ELOOP, unix.ELIBBAD, unix.EPERM, unix.EINVAL, unix.ENAMETOOLONG, unix.ETXTBSY:
+			return fmt.Errorf("%w: %w", sandbox.ErrEntrypoint, errno)
+		}
+	}
+	return p.failure(report)
+}
+
+// outOfResources marks the errors that say the machine is full.
+func outOfResources(err error) error {
+	for _, errno := range []unix.Errno{unix.ENOMEM, unix.EAGAIN, unix.ENFILE, unix.EMFILE, unix.ENOSPC} {
+		if errors.Is(err, errno) && !errors.Is(err, sandbox.ErrNoMemory) && !errors.Is(err, os.ErrDeadlineExceeded) {
+			return fmt.Errorf("%w: %w", sandbox.ErrNoMemory, err)
+		}
+	}
+	return err
+}
+
+// listen makes the socket that PID 1 has sent the listener of this instance.
+func (p *Process) listen(fd int) error {
+	f := os.NewFile(uintptr(fd), "runtime-api")
+	defer f.Close()
+	l, err := net.FileListener(f)
+	if err != nil {
+		return fmt.Errorf("Runtime API listener: %w", err)
+	}
+	p.listener = l
+	return nil
+}
