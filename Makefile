@@ -3,11 +3,30 @@
 
 .PHONY: help
 help: ## what there is
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sort | awk -F':.*## ' '{printf "  %-16s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sort | awk -F':.*## ' '{sub(/:.*/, "", $$1); printf "  %-16s %s\n", $$1, $$2}'
 
 .PHONY: build
 build: ## bin/doze (needs Go only)
 	CGO_ENABLED=0 go build -trimpath -o bin/doze ./cmd/doze
+
+.PHONY: examples
+examples: ## bin/examples: the zips of the example functions (needs npm for graphql)
+	go run ./deploy/examples/build
+
+# The demo is built and then takes the shell's place, so that a Ctrl-C reaches it and nothing else.
+.PHONY: demo
+demo: build ## the whole story on this machine: cold, warm, 200 at once, asleep again, the bill
+	go run ./deploy/examples/build -skip-missing
+	@go build -trimpath -o bin/demo ./deploy/demo
+	@exec bin/demo
+
+# -race needs gcc.
+.PHONY: test
+test: ## everything that must pass (needs gcc for -race, python3, node and npm for the examples)
+	@command -v gcc >/dev/null || { echo "make test needs gcc for Go's race detector (Debian: apt-get install gcc libc6-dev)" >&2; exit 1; }
+	@test -z "$$(gofmt -l bus cmd control deploy proto testenv worker)" || { gofmt -l bus cmd control deploy proto testenv worker; echo "these files are not formatted: gofmt -w" >&2; exit 1; }
+	go vet ./...
+	go test -race ./...
 
 .PHONY: generate
 generate: ## the Go code of proto/ (committed; CI checks that it is current)
