@@ -1,0 +1,196 @@
+package invoke
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/doze-run/doze/bus"
+	"github.com/doze-run/doze/control/registry"
+	dozev1 "github.com/doze-run/doze/proto/doze/v1"
+)
+
+const (
+	// queueLimit is how long a call may wait for an instance. With the slack of an answer it stays
+	// within the promise: every caller has an answer within the function's timeout plus five
+	// seconds (and the time of an init, when one runs, as on AWS).
+	queueLimit = 4 * time.Second
+	// startLimit is how long a call may wait from when an instance is being started for it: AWS's
+	// ten seconds for an init, and room to make the sandbox and tell.
+	startLimit = 12 * time.Second
+	// awakeFor is how long after a claim a queue is taken to be hosted still: no hint is sent with
+	// the call, and the asker's own watch finds it when that is wrong.
+	awakeFor = 500 * time.Millisecond
+	// retryAfter is the hint with a refusal for lack of capacity.
+	retryAfter = time.Second
+)
+
+// Asker publishes a call and brings its answer; package bus implements it.
+type Asker interface {
+	Ask(queue bus.QueueID, call *bus.Call, limits bus.AskLimits, tag any) *bus.Answer
+}
+
+// Workers is what the invoker asks of placement.
+type Workers interface {
+	bus.Waker
+	// Runs says whether any worker has the runtime.
+	Runs(runtime string) bool
+	Runtimes() []*dozev1.Runtime
+}
+
+// Acceptor stores events durably; package delivery implements it.
+type Acceptor interface {
+	Accept(ctx context.Context, event *Event) error
+}
+
+// Config is what an Invoker is made of.
+type Config struct {
+	Asker    Asker
+	Workers  Workers
+	Acceptor Acceptor
+	// Unreserved is the account's concurrency that no function has reserved.
+	Unreserved func(account string) int
+	// ARN makes a function's unqualified ARN.
+	ARN func(account, name string) string
+}
+
+// Invoker runs calls and accepts events. Its methods may be called from many goroutines.
+type Invoker struct {
+	config    Config
+	admission *admission
+	// known caches what every call of a function version needs, by versionKey.
+	known sync.Map
+}
+
+// New returns an Invoker.
+func New(config Config) *Invoker {
+	return &Invoker{config: config, admission: newAdmission(config.Unreserved)}
+}
+
+type versionKey struct{ account, name, version string }
+
+// incarnation is one function version at one revision, as the invoke path needs it. It is the tag
+// of its wakes.
+type incarnation struct {
+	function *registry.Function
+	version  *registry.Version
+	arn      string
+	queue    bus.QueueID
+	limits   bus.AskLimits
+	claimed  atomic.Int64 // Unix nanoseconds
+}
+
+// Spec implements placement.Specer.
+func (n *incarnation) Spec() *dozev1.FunctionSpec {
+	c := &n.version.Config
+	spec := &dozev1.FunctionSpec{
+		Account: n.function.Account, Function: n.function.Name, Version: n.version.Version,
+		Revision: n.version.Incarnation, Arn: n.arn, Runtime: c.Runtime, Handler: c.Handler,
+		MemoryMb: uint32(c.MemorySize), TimeoutSeconds: uint32(c.Timeout), EphemeralStorageMb: uint32(c.EphemeralSize),
+		Environment: c.Environment, CodeSha256: n.version.Code.SHA256, CodeSize: n.version.Code.Size,
+		LogGroup: c.LogGroup, LogFormat: c.LogFormat,
+	}
+	if n.function.Reserved != nil {
+		reserved := uint32(*n.function.Reserved)
+		spec.ReservedConcurrency = &reserved
+	}
+	return spec
+}
+
+func (i *Invoker) incarnation(f *registry.Function, v *registry.Version) *incarnation {
+	k := versionKey{f.Account, f.Name, v.Version}
+	if known, ok := i.known.Load(k); ok {
+		if n := known.(*incarnation); n.function == f && n.version == v {
+			return n
+		}
+	}
+	n := &incarnation{
+		function: f, version: v, arn: i.config.ARN(f.Account, f.Name),
+		queue:  bus.NewQueueID(f.Account, f.Name, v.Version, v.Incarnation),
+		limits: bus.AskLimits{Queue: queueLimit, Start: startLimit, Run: time.Duration(v.Config.Timeout) * time.Second},
+	}
+	if known, ok := i.known.Load(k); ok {
+		if old := known.(*incarnation); old.queue == n.queue {
+			n.claimed.Store(old.claimed.Load())
+		}
+	}
+	i.known.Store(k, n)
+	return n
+}
+
+// Invoke runs one call to its end, whether or not ctx ends before: what runs is accounted for.
+func (i *Invoker) Invoke(_ context.Context, call *Call) (*Answer, error) {
+	if !i.config.Workers.Runs(call.Version.Config.Runtime) {
+		return nil, i.noRuntime(call.Version.Config.Runtime)
+	}
+	release, err := i.admission.take(call.Function)
+	if err != nil {
+		return nil, err
+	}
+	defer release()
+	n := i.incarnation(call.Function, call.Version)
+	message := bus.Call{
+		ID: call.RequestID, InvokedARN: call.InvokedARN, TraceID: call.TraceID,
+		ClientContext: call.ClientContext, Tail: call.Tail, Body: call.Payload,
+	}
+	begun := time.Now()
+	for {
+		if time.Now().UnixNano()-n.claimed.Load() > int64(awakeFor) {
+			i.config.Workers.Wake(n.queue, n)
+		}
+		answer := i.config.Asker.Ask(n.queue, &message, n.limits, n)
+		if answer.Fault == nil {
+			n.claimed.Store(time.Now().UnixNano())
+			return translate(call, answer), nil
+		}
+		// A worker that drains gives back what it had claimed and not begun: it is asked anew.
+		if answer.Fault.Code == bus.FaultWorkerLost && !answer.Fault.Ran && time.Since(begun) < queueLimit {
+			continue
+		}
+		return nil, fault(call, answer.Fault)
+	}
+}
+
+// Enqueue stores an event durably.
+func (i *Invoker) Enqueue(ctx context.Context, event *Event) error {
+	return i.config.Acceptor.Accept(ctx, event)
+}
+
+func translate(call *Call, a *bus.Answer) *Answer {
+	answer := &Answer{
+		ExecutedVersion: call.Version.Version, FunctionError: a.FunctionError, Payload: a.Payload, LogTail: a.LogTail,
+		Cold: a.Cold, Queue: a.Queue, Init: a.Init, Handler: a.Handler, Instance: a.Instance,
+	}
+	if a.Cold {
+		// The wait for the instance contains its init, which is told apart.
+		answer.Queue = max(0, a.Queue-a.Init)
+	}
+	return answer
+}
+
+func fault(call *Call, f *bus.Fault) error {
+	switch f.Code {
+	case bus.FaultQueueFull, bus.FaultNoCapacity:
+		reason := ReasonConcurrent
+		if call.Function.Reserved != nil {
+			reason = ReasonReserved
+		}
+		return &Throttled{Reason: reason, RetryAfter: retryAfter}
+	default:
+		return &Unavailable{Ran: f.Ran, Err: errors.New(f.Message)}
+	}
+}
+
+func (i *Invoker) noRuntime(runtime string) error {
+	var names []string
+	for _, r := range i.config.Workers.Runtimes() {
+		names = append(names, r.Name)
+	}
+	return &InvalidRuntime{Message: fmt.Sprintf(
+		"No worker can run the runtime %s. The runtimes of this cluster are: %s. Install the interpreter on a worker and restart it, or update the function's runtime.",
+		runtime, strings.Join(names, ", "))}
+}

@@ -1,0 +1,239 @@
+// Package testenv runs real doze processes for tests: the binary as users run it, on ports of its
+// own, in a folder of its own, ended by real signals. Tests speak to it as any client does.
+package testenv
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/credentials"
+	"github.com/aws/aws-sdk-go-v2/service/lambda"
+)
+
+// readyLimit is how long a process may take to its ready line, on a machine that is also busy
+// with the tests of other packages.
+const readyLimit = 30 * time.Second
+
+var (
+	buildOnce sync.Once
+	buildPath string
+	errBuild  error
+)
+
+// Binary is the path of the doze binary under test: DOZE_BINARY, or one built from this tree, once
+// for a test process.
+func Binary(t testing.TB) string {
+	t.Helper()
+	if path := os.Getenv("DOZE_BINARY"); path != "" {
+		return path
+	}
+	buildOnce.Do(func() {
+		dir, err := os.MkdirTemp("", "doze-test-bin-")
+		if err != nil {
+			errBuild = err
+			return
+		}
+		buildPath = filepath.Join(dir, "doze")
+		build := exec.Command("go", "build", "-o", buildPath, "github.com/doze-run/doze/cmd/doze")
+		if out, err := build.CombinedOutput(); err != nil {
+			errBuild = fmt.Errorf("build doze: %w\n%s", err, out)
+		}
+	})
+	if errBuild != nil {
+		t.Fatal(errBuild)
+	}
+	return buildPath
+}
+
+// RemoveBinary removes what Binary built; a TestMain calls it last.
+func RemoveBinary() {
+	if buildPath != "" {
+		_ = os.RemoveAll(filepath.Dir(buildPath))
+	}
+}
+
+// Dev is one running `doze dev`.
+type Dev struct {
+	// HTTP and GRPC are its addresses, DataDir its folder.
+	HTTP, GRPC, DataDir string
+
+	t      testing.TB
+	binary string
+	args   []string
+	cmd    *exec.Cmd
+	stderr *tail
+	exited chan struct{}
+	err    error
+}
+
+// StartDev starts `doze dev` in a new folder with the given flags and waits for its ready line. It
+// is ended, and checked to have ended, when the test ends.
+func StartDev(t testing.TB, flags ...string) *Dev {
+	t.Helper()
+	d := &Dev{t: t, binary: Binary(t), DataDir: t.TempDir(), args: flags}
+	d.Start()
+	t.Cleanup(func() {
+		if d.cmd != nil {
+			if err := d.Stop(); err != nil {
+				t.Errorf("doze dev: %v\n%s", err, d.stderr)
+			}
+		}
+		if t.Failed() {
+			t.Logf("last lines of doze dev:\n%s", d.stderr)
+		}
+	})
+	return d
+}
+
+// Start starts the process (again) in its folder.
+func (d *Dev) Start() {
+	d.t.Helper()
+	args := append([]string{"dev", "--listen", "127.0.0.1:0", "--grpc-listen", "127.0.0.1:0", "--data-dir", d.DataDir}, d.args...)
+	d.cmd = exec.Command(d.binary, args...)
+	d.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	d.stderr = &tail{}
+	d.cmd.Stderr = d.stderr
+	stdout, err := d.cmd.StdoutPipe()
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	if err := d.cmd.Start(); err != nil {
+		d.t.Fatal(err)
+	}
+	lines := make(chan string, 1)
+	d.exited = make(chan struct{})
+	go func() {
+		line, _ := bufio.NewReader(stdout).ReadString('\n')
+		lines <- line
+		_, _ = io.Copy(io.Discard, stdout)
+		d.err = d.cmd.Wait()
+		close(d.exited)
+	}()
+	var line string
+	select {
+	case line = <-lines:
+	case <-time.After(readyLimit):
+		_ = d.cmd.Process.Kill()
+		d.t.Fatalf("doze dev was not ready within %v:\n%s", readyLimit, d.stderr)
+	}
+	if _, err := fmt.Sscanf(line, "doze ready http=%s grpc=%s", &d.HTTP, &d.GRPC); err != nil {
+		<-d.exited
+		d.t.Fatalf("doze dev said %q, then: %v\n%s", line, d.err, d.stderr)
+	}
+}
+
+// PID is the process id.
+func (d *Dev) PID() int { return d.cmd.Process.Pid }
+
+// Signal sends a signal to the process alone.
+func (d *Dev) Signal(s syscall.Signal) error {
+	if err := d.cmd.Process.Signal(s); err != nil {
+		return fmt.Errorf("signal doze: %w", err)
+	}
+	return nil
+}
+
+// Stop ends the process in order and waits until it has.
+func (d *Dev) Stop() error {
+	if err := d.Signal(syscall.SIGTERM); err != nil && !errors.Is(err, os.ErrProcessDone) {
+		return err
+	}
+	return d.Wait(60 * time.Second)
+}
+
+// Wait waits for the process's end and says how it ended.
+func (d *Dev) Wait(limit time.Duration) error {
+	select {
+	case <-d.exited:
+		d.cmd = nil
+		return d.err
+	case <-time.After(limit):
+		_ = d.cmd.Process.Signal(syscall.SIGQUIT) // its goroutines go to stderr
+		select {
+		case <-d.exited:
+		case <-time.After(5 * time.Second):
+			_ = d.cmd.Process.Kill()
+			<-d.exited
+		}
+		d.cmd = nil
+		return fmt.Errorf("did not end within %v", limit)
+	}
+}
+
+// Kill ends the process as kill -9 does, and waits until it is gone.
+func (d *Dev) Kill() {
+	d.t.Helper()
+	if err := d.cmd.Process.Kill(); err != nil {
+		d.t.Fatal(err)
+	}
+	<-d.exited
+	d.cmd = nil
+}
+
+// Stderr is the end of what the process logged.
+func (d *Dev) Stderr() string { return d.stderr.String() }
+
+// Client is an unmodified AWS SDK client of this process. It does not retry.
+func (d *Dev) Client() *lambda.Client {
+	return lambda.New(lambda.Options{
+		Region:       "us-east-1",
+		BaseEndpoint: aws.String("http://" + d.HTTP),
+		Credentials:  credentials.NewStaticCredentialsProvider("AKIDTEST", "secret", ""),
+		Retryer:      aws.NopRetryer{},
+		HTTPClient:   &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 256}, Timeout: 5 * time.Minute},
+	})
+}
+
+// CLI runs the binary as a client of this process and returns what it printed and its exit code.
+func (d *Dev) CLI(ctx context.Context, args ...string) (stdout, stderr string, code int) {
+	d.t.Helper()
+	var out, errs bytes.Buffer
+	cmd := exec.CommandContext(ctx, d.binary, args...)
+	cmd.Env = append(os.Environ(), "DOZE_ENDPOINT=http://"+d.HTTP)
+	cmd.Stdout, cmd.Stderr = &out, &errs
+	err := cmd.Run()
+	var exit *exec.ExitError
+	if err != nil && !errors.As(err, &exit) {
+		d.t.Fatalf("doze %s: %v", strings.Join(args, " "), err)
+	}
+	return out.String(), errs.String(), cmd.ProcessState.ExitCode()
+}
+
+// tail keeps the last 64 KB written to it.
+type tail struct {
+	mu   sync.Mutex
+	text []byte
+}
+
+func (t *tail) Write(p []byte) (int, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.text = append(t.text, p...)
+	if over := len(t.text) - 64<<10; over > 0 {
+		t.text = append(t.text[:0], t.text[over:]...)
+	}
+	return len(p), nil
+}
+
+func (t *tail) String() string {
+	if t == nil {
+		return ""
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return string(t.text)
+}

@@ -1,0 +1,205 @@
+// Package pool keeps the instances of the incarnations that a worker hosts: it takes calls off
+// their queues, starts an instance because it holds a call for it, keeps instances warm, and ends
+// them when nobody calls any more.
+//
+// It must not know how an instance is isolated, what the Runtime API says, or what a call costs:
+// it asks a Launcher for instances and hands a Journal what each attempt used.
+package pool
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/doze-run/doze/bus"
+	dozev1 "github.com/doze-run/doze/proto/doze/v1"
+	"github.com/doze-run/doze/worker/instance"
+	"github.com/doze-run/doze/worker/meter"
+)
+
+// ErrNoMemory is what a Launcher answers when the worker has no memory to spare for one more
+// instance now.
+var ErrNoMemory = errors.New("pool: no memory for another instance")
+
+// Instance is what the pool asks of an instance.
+type Instance interface {
+	// Invoke hands it one event; Done follows. An error means that the event was not handed over
+	// and never will be.
+	Invoke(*instance.Event) error
+	// Stop ends it; Ended follows.
+	Stop()
+	// Release gives back what the launcher reserved; called once, after Ended.
+	Release()
+	// MemoryBytes is what it uses now, for people.
+	MemoryBytes() int64
+}
+
+// Launcher starts instances. Launch returns when the instance has begun to start or could not:
+// ErrNoMemory, or what the platform's fault is. The handler hears of the rest; it may hear before
+// Launch returns. requestID is the call that the start is for, in whose name an init that fails is
+// logged; "" when that call has found another instance.
+type Launcher interface {
+	Launch(ctx context.Context, spec *dozev1.FunctionSpec, id, requestID string, handler instance.Handler) (Instance, error)
+}
+
+// Journal takes the usage of each attempt before its answer leaves.
+type Journal interface {
+	Append(*meter.Record) (uint64, error)
+}
+
+// Config is what a Pool is made of.
+type Config struct {
+	// Worker is this worker's name on the bus.
+	Worker string
+	Conn   *bus.Conn
+	// Launcher and Journal must be safe for use by many goroutines.
+	Launcher Launcher
+	Journal  Journal
+	// IdleTimeout is how long an instance stays warm after its last call.
+	IdleTimeout time.Duration
+	// ConcurrentStarts bounds how many instances start at once; more would only slow one another.
+	ConcurrentStarts int
+	Logger           *slog.Logger
+}
+
+// Pool is a worker's incarnations. Its methods may be called from many goroutines.
+type Pool struct {
+	config Config
+	starts chan struct{}
+	load   *cpuLoad
+
+	mu      sync.Mutex
+	groups  map[bus.QueueID]*group
+	closed  bool
+	stop    context.CancelFunc
+	ctx     context.Context
+	running sync.WaitGroup // launches, retirements, the ticker
+}
+
+// tick is how often a pool looks at what only time changes: idle instances, held calls.
+const tick = 5 * time.Millisecond
+
+// New starts a pool. Close ends it.
+func New(config Config) *Pool {
+	ctx, stop := context.WithCancel(context.Background())
+	p := &Pool{
+		config: config, starts: make(chan struct{}, config.ConcurrentStarts), load: newCPULoad(),
+		groups: map[bus.QueueID]*group{}, ctx: ctx, stop: stop,
+	}
+	p.running.Go(p.tend)
+	return p
+}
+
+// Host takes in an incarnation: it parks a pull for it until it has been idle. It is idempotent.
+func (p *Pool) Host(ctx context.Context, spec *dozev1.FunctionSpec) error {
+	id := bus.NewQueueID(spec.Account, spec.Function, spec.Version, spec.Revision)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.closed {
+		return errors.New("pool: this worker is draining")
+	}
+	if p.groups[id] != nil {
+		return nil
+	}
+	g, err := newGroup(ctx, p, id, spec)
+	if err != nil {
+		return err
+	}
+	p.groups[id] = g
+	// New code or configuration of the same version: the old instances finish what they run, and end.
+	for _, other := range p.groups {
+		if other != g && other.spec.Account == spec.Account && other.spec.Function == spec.Function && other.spec.Version == spec.Version {
+			other.supersede()
+		}
+	}
+	return nil
+}
+
+// Hosted is what the worker's report says of each incarnation.
+func (p *Pool) Hosted() []*dozev1.Hosted {
+	var all []*dozev1.Hosted
+	for _, g := range p.snapshot() {
+		instances, busy := g.counts()
+		all = append(all, &dozev1.Hosted{Queue: string(g.id), Instances: uint32(instances), Busy: uint32(busy)})
+	}
+	return all
+}
+
+// Instances lists the instances of an account, for people.
+func (p *Pool) Instances(account string) []*dozev1.InstanceInfo {
+	var all []*dozev1.InstanceInfo
+	for _, g := range p.snapshot() {
+		if g.spec.Account == account {
+			all = append(all, g.infos()...)
+		}
+	}
+	return all
+}
+
+// EndIdle ends the instance of any incarnation that has been idle longest, to make room; false
+// when none is idle.
+func (p *Pool) EndIdle(except bus.QueueID) bool {
+	var oldest *member
+	var since time.Time
+	for _, g := range p.snapshot() {
+		if g.id == except {
+			continue
+		}
+		if m, idle := g.longestIdle(); m != nil && (oldest == nil || idle.Before(since)) {
+			oldest, since = m, idle
+		}
+	}
+	return oldest != nil && oldest.group.retire(oldest)
+}
+
+// Close takes no more calls, lets those that run end until ctx does, and ends every instance. It
+// returns when all are gone.
+func (p *Pool) Close(ctx context.Context) error {
+	p.mu.Lock()
+	p.closed = true
+	p.mu.Unlock()
+	var group sync.WaitGroup
+	for _, g := range p.snapshot() {
+		group.Go(func() { g.close(ctx) })
+	}
+	group.Wait()
+	p.stop()
+	p.running.Wait()
+	return nil
+}
+
+func (p *Pool) snapshot() []*group {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	all := make([]*group, 0, len(p.groups))
+	for _, g := range p.groups {
+		all = append(all, g)
+	}
+	return all
+}
+
+// forget takes a group out that has nothing left.
+func (p *Pool) forget(g *group) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.groups[g.id] == g {
+		delete(p.groups, g.id)
+	}
+}
+
+func (p *Pool) tend() {
+	ticker := time.NewTicker(tick)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-p.ctx.Done():
+			return
+		case now := <-ticker.C:
+			for _, g := range p.snapshot() {
+				g.tend(now)
+			}
+		}
+	}
+}

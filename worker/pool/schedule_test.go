@@ -1,0 +1,35 @@
+package pool
+
+import (
+	"testing"
+	"time"
+)
+
+func TestStarts(t *testing.T) {
+	const ms = time.Millisecond
+	tests := []struct {
+		name string
+		d    demand
+		want int
+	}{
+		{"nothing held", demand{ready: 1, served: 3}, 0},
+		{"first call of a sleeping function", demand{held: 1}, 1},
+		{"a burst without history: one each", demand{held: 50}, 50},
+		{"those that start count", demand{held: 50, starting: 48}, 2},
+		{"no history, first one is busy", demand{held: 3, ready: 1}, 3},
+		{"short handler: waiting is quicker", demand{held: 60, ready: 2, served: 100, service: ms / 10, start: 40 * ms, cpuFree: true, cores: 2}, 0},
+		{"long handler: start for all", demand{held: 60, ready: 2, served: 1, service: time.Second, start: 40 * ms, cores: 2}, 60},
+		{"long handler, most are there", demand{held: 10, ready: 54, served: 1, service: 100 * ms, start: 40 * ms, cpuFree: true, cores: 2}, 0},
+		{"... but they have waited", demand{held: 10, ready: 54, served: 1, service: 100 * ms, start: 40 * ms, waited: 41 * ms, cpuFree: true, cores: 2}, 1},
+		{"waited, but no CPU to spare", demand{held: 10, ready: 4, served: 1, service: ms / 10, start: 40 * ms, waited: time.Second, cores: 2}, 0},
+		{"no CPU to spare, fewer than cores", demand{held: 10, ready: 1, served: 1, service: ms / 10, start: 40 * ms, waited: time.Second, cores: 2}, 1},
+		{"with history and no instance", demand{held: 5, served: 9, service: ms, start: 40 * ms}, 1},
+		{"capped", demand{held: 50, ready: 3, limit: 5}, 2},
+		{"at the cap", demand{held: 50, ready: 5, limit: 5}, 0},
+	}
+	for _, test := range tests {
+		if got := test.d.starts(); got != test.want {
+			t.Errorf("%s: starts %d, want %d", test.name, got, test.want)
+		}
+	}
+}
