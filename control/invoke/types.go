@@ -25,8 +25,8 @@ type Call struct {
 	InvokedARN string
 	// Qualifier is as the caller gave it, "" for none.
 	Qualifier string
-	// Payload is the event's JSON, as it came, never empty ("{}" when the body was). It belongs to
-	// the invoker until Invoke returns and must not be kept after that.
+	// Payload is the event's JSON, as it came, never empty ("{}" when the body was). It is the
+	// invoker's from here on: nobody else reads, changes or reuses it.
 	Payload []byte
 	// ClientContext is the decoded JSON of X-Amz-Client-Context, nil for none.
 	ClientContext []byte

@@ -1,0 +1,386 @@
+package gateway
+
+import (
+	"context"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"log/slog"
+	"net/http"
+	"net/url"
+	"strconv"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/metadata"
+
+	"github.com/doze-run/doze/control/invoke"
+	"github.com/doze-run/doze/control/registry"
+	dozev1 "github.com/doze-run/doze/proto/doze/v1"
+)
+
+const (
+	// pendingWait is how long a call waits for a function that is still being created, so that a
+	// deploy that is at once followed by a call does not fail; pendingPoll is how often it looks.
+	pendingWait = 2 * time.Second
+	pendingPoll = 5 * time.Millisecond
+	// maxClientContext bounds X-Amz-Client-Context, in bytes of base64 (AWS: 3583).
+	maxClientContext = 3583
+	// maxTrace bounds X-Amzn-Trace-Id.
+	maxTrace = 512
+)
+
+// Types of an invocation.
+const (
+	typeRequestResponse = "RequestResponse"
+	typeEvent           = "Event"
+	typeDryRun          = "DryRun"
+)
+
+// invocation is one Invoke, from either edge, before its function is known.
+type invocation struct {
+	id            requestID
+	account       string
+	name          string
+	qualifier     string
+	kind          string
+	tail          bool
+	clientContext string
+	trace         string
+	payload       []byte
+}
+
+// invoke resolves, checks and runs one invocation. The answer is nil unless it was a
+// RequestResponse.
+func (s *service) invoke(ctx context.Context, in *invocation) (*invoke.Answer, error) {
+	t, err := s.invokeTarget(ctx, in)
+	if err != nil {
+		return nil, err
+	}
+	f, v, err := s.invocable(ctx, t)
+	if err != nil {
+		return nil, err
+	}
+	if in.kind == typeDryRun {
+		return nil, nil
+	}
+	payload, err := checkPayload(in.payload)
+	if err != nil {
+		return nil, err
+	}
+	clientContext, err := decodeClientContext(in.clientContext)
+	if err != nil {
+		return nil, err
+	}
+	if len(in.trace) > maxTrace {
+		in.trace = ""
+	}
+	if in.kind == typeEvent {
+		event := &invoke.Event{
+			RequestID: in.id, Function: f, Version: v, Qualifier: t.qualifier,
+			Payload: payload, ClientContext: clientContext, TraceID: in.trace,
+		}
+		if err := s.config.Invoker.Enqueue(ctx, event); err != nil {
+			return nil, s.invokeFault(in, err)
+		}
+		in.id = event.RequestID
+		return nil, nil
+	}
+	answer, err := s.config.Invoker.Invoke(ctx, &invoke.Call{
+		RequestID: in.id, Function: f, Version: v,
+		InvokedARN: s.arn(t.account, t.name, t.qualifier), Qualifier: t.qualifier,
+		Payload: payload, ClientContext: clientContext, TraceID: in.trace, Tail: in.tail,
+	})
+	if err != nil {
+		return nil, s.invokeFault(in, err)
+	}
+	return answer, nil
+}
+
+// invokeTarget is target with a short way for plain names.
+func (s *service) invokeTarget(ctx context.Context, in *invocation) (target, error) {
+	if registry.IsName(in.name) {
+		return target{account: in.account, name: in.name, qualifier: in.qualifier}, nil
+	}
+	return s.target(ctx, in.name, in.qualifier)
+}
+
+// invocable finds what to run, and waits a little while for one that is still being created.
+func (s *service) invocable(ctx context.Context, t target) (*registry.Function, *registry.Version, error) {
+	f, v, ok := s.config.Registry.Resolve(t.account, t.name, t.qualifier)
+	if ok && v.State == registry.StateActive {
+		return f, v, nil
+	}
+	if ok && v.State == registry.StatePending {
+		f, v, ok = s.awaitActive(ctx, t)
+	}
+	if !ok {
+		if t.qualifier == "" {
+			t.qualifier = registry.Latest
+		}
+		return nil, nil, s.notFound(t)
+	}
+	if v.State != registry.StateActive {
+		return nil, nil, faultf(codeConflict, "The operation cannot be performed at this time. The function is currently in the following state: %s", v.State)
+	}
+	return f, v, nil
+}
+
+func (s *service) awaitActive(ctx context.Context, t target) (*registry.Function, *registry.Version, bool) {
+	deadline := time.NewTimer(pendingWait)
+	defer deadline.Stop()
+	poll := time.NewTicker(pendingPoll)
+	defer poll.Stop()
+	for {
+		f, v, ok := s.config.Registry.Resolve(t.account, t.name, t.qualifier)
+		if !ok || v.State != registry.StatePending {
+			return f, v, ok
+		}
+		select {
+		case <-poll.C:
+		case <-deadline.C:
+			return f, v, ok
+		case <-ctx.Done():
+			return f, v, ok
+		}
+	}
+}
+
+// checkPayload holds a payload to JSON's grammar without building anything from it.
+func checkPayload(payload []byte) ([]byte, error) {
+	if len(payload) == 0 {
+		return []byte("{}"), nil
+	}
+	if json.Valid(payload) {
+		return payload, nil
+	}
+	detail := "invalid JSON"
+	var nothing json.RawMessage
+	if err := json.Unmarshal(payload, &nothing); err != nil {
+		detail = err.Error()
+	}
+	return nil, faultf(codeInvalidContent, "Could not parse request body into json: Could not parse payload into json: %s", detail)
+}
+
+func decodeClientContext(text string) ([]byte, error) {
+	if text == "" {
+		return nil, nil
+	}
+	if len(text) > maxClientContext {
+		return nil, faultf(codeInvalidContent, "Client context must be no more than %d bytes.", maxClientContext)
+	}
+	decoded, err := base64.StdEncoding.DecodeString(text)
+	var object map[string]json.RawMessage
+	if err != nil || json.Unmarshal(decoded, &object) != nil {
+		return nil, &Fault{Code: codeInvalidContent, Message: "Client context must be a valid Base64-encoded JSON object."}
+	}
+	return decoded, nil
+}
+
+// invokeFault words the invoker's refusals as AWS does.
+func (s *service) invokeFault(in *invocation, err error) error {
+	var throttled *invoke.Throttled
+	var noRuntime *invoke.InvalidRuntime
+	var unavailable *invoke.Unavailable
+	switch {
+	case errors.As(err, &throttled):
+		return &Fault{Code: codeTooMany, Message: messageRate, Reason: throttled.Reason, RetryAfter: throttled.RetryAfter}
+	case errors.As(err, &noRuntime):
+		return &Fault{Code: codeInvalidRuntime, Message: noRuntime.Message}
+	case errors.Is(err, invoke.ErrEventsFull):
+		return &Fault{Code: codeTooMany, Message: messageRate, Reason: invoke.ReasonConcurrent, RetryAfter: time.Second}
+	case errors.As(err, &unavailable):
+		s.config.Logger.LogAttrs(context.Background(), slog.LevelWarn, "call failed",
+			slog.String("requestId", in.id.String()), slog.String("function", in.name), slog.Bool("ran", unavailable.Ran), slog.Any("error", unavailable.Err))
+		if unavailable.Ran {
+			return &Fault{Code: codeService, Message: "The platform lost the call while the function may have been running."}
+		}
+		return &Fault{Code: codeService, Message: "The platform could not run the call; the function has not seen it."}
+	}
+	return err
+}
+
+// Invoke implements dozev1.LambdaServer: the gRPC face.
+func (s *service) Invoke(ctx context.Context, r *dozev1.InvokeRequest) (*dozev1.InvokeResponse, error) {
+	if err := refuseInvokeMembers(r); err != nil {
+		return nil, err
+	}
+	x := exchangeOf(ctx)
+	in := &invocation{
+		id: x.id, account: x.account, name: r.GetFunctionName(), qualifier: r.GetQualifier(),
+		kind: r.GetInvocationType(), tail: r.GetLogType() == "Tail",
+		clientContext: r.GetClientContext(), payload: r.GetPayload(),
+	}
+	if in.kind == "" {
+		in.kind = typeRequestResponse
+	}
+	if limit := payloadLimit(in.kind); len(in.payload) > limit {
+		return nil, payloadTooLarge(limit)
+	}
+	answer, err := s.invoke(ctx, in)
+	if err != nil {
+		return nil, err
+	}
+	x.id = in.id
+	switch in.kind {
+	case typeDryRun:
+		return &dozev1.InvokeResponse{StatusCode: ptr(int32(http.StatusNoContent))}, nil
+	case typeEvent:
+		return &dozev1.InvokeResponse{StatusCode: ptr(int32(http.StatusAccepted))}, nil
+	}
+	// Beside AWS's members: where the time went. It fails only when headers were sent already.
+	_ = grpc.SetHeader(ctx, metadata.Pairs(
+		"x-doze-cold", strconv.FormatBool(answer.Cold),
+		"x-doze-timing", timing(answer),
+		"x-doze-instance", answer.Instance,
+	))
+	out := &dozev1.InvokeResponse{
+		StatusCode:      ptr(int32(http.StatusOK)),
+		ExecutedVersion: &answer.ExecutedVersion,
+		FunctionError:   optional(answer.FunctionError),
+		Payload:         answer.Payload,
+	}
+	if in.tail {
+		out.LogResult = ptr(base64.StdEncoding.EncodeToString(answer.LogTail))
+	}
+	return out, nil
+}
+
+func refuseInvokeMembers(r *dozev1.InvokeRequest) error {
+	switch {
+	case r.DurableExecutionName != nil:
+		return notOffered("DurableExecutionName", "durable executions")
+	case r.TenantId != nil:
+		return notOffered("TenantId", "tenant isolation")
+	}
+	return nil
+}
+
+func payloadLimit(kind string) int {
+	if kind == typeEvent {
+		return maxInvokeEvent
+	}
+	return maxInvoke
+}
+
+func payloadTooLarge(limit int) error {
+	return faultf(codeTooLarge, "Request must be smaller than %d bytes for the InvokeFunction operation", limit)
+}
+
+// serveInvoke is the REST face: plain, since grpc-gateway's generic way costs twice the
+// allocations on the path that everything else waits for.
+func (g *Gateway) serveInvoke(w http.ResponseWriter, r *http.Request, x *exchange, name string) {
+	in := &invocation{id: x.id, account: x.account, name: name}
+	if err := g.readInvocation(r, in); err != nil {
+		g.fail(w, "Invoke", x, err)
+		return
+	}
+	b := &body{
+		r: r, control: http.NewResponseController(w), memory: g.memory,
+		limit: int64(payloadLimit(in.kind)), operation: "InvokeFunction",
+	}
+	defer b.release()
+	var err error
+	if in.payload, err = b.bytes(); err != nil {
+		f, _ := faultOf(err)
+		b.refuse(w, f)
+		return
+	}
+	ctx := r.Context()
+	if !registry.IsName(name) {
+		ctx = withExchange(ctx, x) // what target needs
+	}
+	answer, err := g.service.invoke(ctx, in)
+	if err != nil {
+		g.fail(w, "Invoke", x, err)
+		return
+	}
+	h := w.Header()
+	switch in.kind {
+	case typeDryRun:
+		w.WriteHeader(http.StatusNoContent)
+		return
+	case typeEvent:
+		h[headerRequestID] = []string{in.id.String()} // the store may have taken another
+		h["Content-Length"] = []string{"0"}
+		w.WriteHeader(http.StatusAccepted)
+		return
+	}
+	h["Content-Type"] = []string{"application/json"}
+	h["Content-Length"] = []string{strconv.Itoa(len(answer.Payload))}
+	h["X-Amz-Executed-Version"] = []string{answer.ExecutedVersion}
+	if answer.FunctionError != "" {
+		h["X-Amz-Function-Error"] = []string{answer.FunctionError}
+	}
+	if in.tail {
+		h["X-Amz-Log-Result"] = []string{base64.StdEncoding.EncodeToString(answer.LogTail)}
+	}
+	h["X-Doze-Cold"] = []string{strconv.FormatBool(answer.Cold)}
+	h["X-Doze-Timing"] = []string{timing(answer)}
+	h["X-Doze-Instance"] = []string{answer.Instance}
+	if len(answer.Payload) > freeBody {
+		// A client that does not read must not hold the answer for ever.
+		_ = b.control.SetWriteDeadline(time.Now().Add(graceTimeout + time.Duration(len(answer.Payload))*time.Second/minRate))
+		defer func() { _ = b.control.SetWriteDeadline(time.Time{}) }()
+	}
+	// The client may have gone; the call has run and is accounted for.
+	_, _ = w.Write(answer.Payload)
+}
+
+// readInvocation takes what travels in headers and query. What is simple is checked by hand; anything
+// else goes through the validator, whose words the error then has.
+func (g *Gateway) readInvocation(r *http.Request, in *invocation) error {
+	h := r.Header
+	in.kind = h.Get("X-Amz-Invocation-Type")
+	logType := h.Get("X-Amz-Log-Type")
+	in.clientContext = h.Get("X-Amz-Client-Context")
+	in.trace = h.Get("X-Amzn-Trace-Id")
+	in.tail = logType == "Tail"
+	qualified := false
+	if r.URL.RawQuery != "" {
+		query, err := url.ParseQuery(r.URL.RawQuery)
+		if err != nil {
+			return faultf(codeValidation, "The query string is malformed: %v.", err)
+		}
+		in.qualifier, qualified = query.Get("Qualifier"), query.Has("Qualifier")
+	}
+	simple := registry.IsName(in.name) &&
+		(!qualified || registry.IsQualifier(in.qualifier)) &&
+		(in.kind == "" || in.kind == typeRequestResponse || in.kind == typeEvent || in.kind == typeDryRun) &&
+		(logType == "" || logType == "None" || logType == "Tail") &&
+		h["X-Amz-Durable-Execution-Name"] == nil && h["X-Amz-Tenant-Id"] == nil
+	if !simple {
+		request := &dozev1.InvokeRequest{
+			FunctionName:         &in.name,
+			InvocationType:       optional(in.kind),
+			LogType:              optional(logType),
+			DurableExecutionName: optional(h.Get("X-Amz-Durable-Execution-Name")),
+			TenantId:             optional(h.Get("X-Amz-Tenant-Id")),
+		}
+		if qualified {
+			request.Qualifier = &in.qualifier
+		}
+		if err := g.validator.check(request); err != nil {
+			return err
+		}
+		if err := refuseInvokeMembers(request); err != nil {
+			return err
+		}
+	}
+	if in.kind == "" {
+		in.kind = typeRequestResponse
+	}
+	return nil
+}
+
+// timing is X-Doze-Timing: where the time of a call went, in microseconds.
+func timing(a *invoke.Answer) string {
+	b := make([]byte, 0, 64)
+	b = append(b, "queue="...)
+	b = strconv.AppendInt(b, a.Queue.Microseconds(), 10)
+	b = append(b, ";init="...)
+	b = strconv.AppendInt(b, a.Init.Microseconds(), 10)
+	b = append(b, ";handler="...)
+	b = strconv.AppendInt(b, a.Handler.Microseconds(), 10)
+	return string(b)
+}
