@@ -78,6 +78,8 @@ func (o *outputReader) run() {
 		eof, pause := o.eof, o.pause
 		o.mu.Unlock()
 		if err != nil || eof {
+			// Lets a source that gives its descriptor back at the end see the end.
+			_, _ = o.source.Read(make([]byte, 1))
 			return
 		}
 		if pause {
