@@ -343,7 +343,7 @@ func TestEventLimits(t *testing.T) {
 		}
 		return consumer.CachedInfo().NumAckPending
 	}
-	deliveries, _ := poll(t, e, EventLimits{Events: 2 * 4, Bytes: 64 << 20})
+	deliveries, _ := poll(t, e, EventLimits{Events: 4, Bytes: 64 << 20})
 	want := 0
 	for _, hold := range []int{4, 4, 2} {
 		want += hold

@@ -435,7 +435,7 @@ func (o *Objects) records(ctx context.Context, stream jetstream.Stream) (map[str
 // The set of referenced hashes may be somewhat old, but must not be older than olderThan: a package
 // that was put and then named by a function since that set was taken is protected by its time.
 // One that is put again while this runs is left alone.
-func (o *Objects) Collect(ctx context.Context, referenced map[string]bool, olderThan time.Time) (int, error) {
+func (o *Objects) Collect(ctx context.Context, referenced map[string]struct{}, olderThan time.Time) (int, error) {
 	stream, err := o.bind(ctx)
 	if err != nil {
 		return 0, err
@@ -454,7 +454,8 @@ func (o *Objects) Collect(ctx context.Context, referenced map[string]bool, older
 	collected := 0
 	for subject, r := range records {
 		delete(uploads, chunkSubject(r.info.NUID))
-		if r.exists() && referenced[r.info.Name] || !r.at.Before(olderThan) {
+		_, needed := referenced[r.info.Name]
+		if r.exists() && needed || !r.at.Before(olderThan) {
 			continue
 		}
 		switch err := o.remove(ctx, stream, subject, r); {

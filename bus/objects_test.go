@@ -218,7 +218,7 @@ func TestObjectsCollect(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	referenced := map[string]bool{shas[0]: true}
+	referenced := map[string]struct{}{shas[0]: {}}
 	if n, err := o.Collect(t.Context(), referenced, time.Now().Add(-time.Hour)); n != 0 || err != nil {
 		t.Errorf("within the grace period: collected %d, %v", n, err)
 	}

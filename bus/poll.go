@@ -25,8 +25,8 @@ const (
 	pullBytesMin = MaxEventBytes + 64<<10
 )
 
-// EventLimits bounds what a poller holds: both are taken in equal parts by each stream it draws
-// from (two a shard), each of which holds at least one event.
+// EventLimits bounds what a poller holds of each stream that it draws from (two a shard). Of each it
+// can hold one event at least.
 type EventLimits struct {
 	Events int
 	Bytes  int64
@@ -84,7 +84,7 @@ func (e *Events) ConsumeEvents(ctx context.Context, limits EventLimits, handler 
 	gates := make([]*eventGate, len(streams))
 	var pulls, renewal sync.WaitGroup
 	for i, stream := range streams {
-		gates[i] = newEventGate(max(limits.Events/len(streams), 1), max(limits.Bytes/int64(len(streams)), pullBytesMin))
+		gates[i] = newEventGate(max(limits.Events, 1), max(limits.Bytes, pullBytesMin))
 		pulls.Go(func() { e.pull(ctx, stream, gates[i], handler) })
 	}
 	settled := make(chan struct{})

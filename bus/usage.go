@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -191,25 +192,38 @@ func (u *Usage) AnnounceApplied(applied *dozev1.UsageApplied) error {
 	return nil
 }
 
-// OnApplied calls fn, one call at a time, with every mark announced for the epoch, until stop.
-func (u *Usage) OnApplied(epoch string, fn func(*dozev1.UsageApplied)) (stop func() error, err error) {
-	sub, err := u.c.nc.Subscribe(subjectApplied+"."+token(epoch), func(msg *nats.Msg) {
+// OnApplied calls f, one call at a time, with every mark that is announced, for whichever epoch: a
+// worker may still have journals of its earlier ones. No call begins after stop has returned; f
+// must neither block nor call stop.
+func (u *Usage) OnApplied(f func(*dozev1.UsageApplied)) (stop func(), err error) {
+	var mu sync.Mutex
+	stopped := false
+	sub, err := u.c.nc.Subscribe(subjectApplied+".*", func(msg *nats.Msg) {
 		applied := &dozev1.UsageApplied{}
 		if err := proto.Unmarshal(msg.Data, applied); err != nil {
 			u.c.log.Warn("unreadable mark", "err", err)
 			return
 		}
-		fn(applied)
+		mu.Lock()
+		defer mu.Unlock()
+		if !stopped {
+			f(applied)
+		}
 	})
 	if err != nil {
 		return nil, fmt.Errorf("bus: hear marks: %w", err)
 	}
-	return sub.Unsubscribe, nil
+	return func() {
+		_ = sub.Unsubscribe() // fails only when the connection is closed, which ends it too
+		mu.Lock()
+		defer mu.Unlock()
+		stopped = true
+	}, nil
 }
 
-// AskApplied asks the collector for the mark of an epoch, 0 for one the ledger does not know.
+// AppliedMark asks the collector for the mark of an epoch, 0 for one the ledger does not know.
 // ErrNoCollector when there is none at the moment: ask again later.
-func (u *Usage) AskApplied(ctx context.Context, epoch string) (uint64, error) {
+func (u *Usage) AppliedMark(ctx context.Context, epoch string) (uint64, error) {
 	data, err := proto.Marshal(&dozev1.UsageApplied{Epoch: epoch})
 	if err != nil {
 		return 0, fmt.Errorf("bus: encode mark: %w", err)
@@ -231,7 +245,7 @@ func (u *Usage) AskApplied(ctx context.Context, epoch string) (uint64, error) {
 	return applied.Sequence, nil
 }
 
-// AnswerApplied answers AskApplied with mark, one call at a time, until stop. The collector does.
+// AnswerApplied answers AppliedMark with mark, one call at a time, until stop. The collector does.
 func (u *Usage) AnswerApplied(mark func(epoch string) (uint64, error)) (stop func() error, err error) {
 	sub, err := u.c.nc.Subscribe(subjectMark, func(msg *nats.Msg) {
 		reply := nats.NewMsg(msg.Reply)
