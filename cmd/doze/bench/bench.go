@@ -31,8 +31,9 @@ type Options struct {
 	Rows *regexp.Regexp
 	// GoFunction is the Go bench function that `make bench` built.
 	GoFunction string
-	// Interpreter finds how "python" and "node" functions run on this machine.
-	Interpreter func(ctx context.Context, language string) (Interpreter, error)
+	// Interpreter finds how "python" and "node" functions of a MemorySize run on this machine, and
+	// puts the runtime client they need below dir.
+	Interpreter func(ctx context.Context, language, dir string, memoryMB int) (Interpreter, error)
 	// Progress takes a line for each step, for people.
 	Progress io.Writer
 
@@ -61,8 +62,8 @@ func (o *Options) plan() plan {
 		return *o.bounds
 	}
 	if o.Quick {
-		return plan{total: time.Minute, rounds: 1, warmup: 150 * time.Millisecond, window: 500 * time.Millisecond, open: 300 * time.Millisecond,
-			floor: 300 * time.Millisecond, sleepRounds: 1, sleep: time.Second, prewarm: 500 * time.Millisecond, cold: 8, first: 3,
+		return plan{total: time.Minute, rounds: 1, warmup: 150 * time.Millisecond, window: 400 * time.Millisecond, open: 250 * time.Millisecond,
+			floor: 300 * time.Millisecond, sleepRounds: 1, sleep: 600 * time.Millisecond, prewarm: 400 * time.Millisecond, cold: 6, first: 2,
 			pace: 50 * time.Millisecond, settle: 500 * time.Millisecond, starts: 1, idle: 10 * time.Second, crowd: crowd}
 	}
 	return plan{total: 580 * time.Second, rounds: 5, warmup: 250 * time.Millisecond, window: 1500 * time.Millisecond, open: time.Second,
@@ -140,7 +141,11 @@ func (r *run) all(ctx context.Context) (err error) {
 		return err
 	}
 	defer stopEcho()
-	for _, part := range []func(context.Context) error{r.startPlatforms, r.prepare, r.idlePlatform, r.measureRounds, r.measureCold, r.measureScale} {
+	parts := []func(context.Context) error{r.startPlatforms, r.prepare, r.idlePlatform, r.measureRounds, r.measureCold, r.measurePlainCrowd, r.measureScale}
+	if r.Quick { // the plain processes start while the platform must be left alone anyway
+		parts = []func(context.Context) error{r.startPlatforms, r.prepare, r.measurePlainCrowd, r.idlePlatform, r.measureRounds, r.measureCold, r.measureScale}
+	}
+	for _, part := range parts {
 		if err := part(ctx); err != nil {
 			return err
 		}

@@ -62,7 +62,7 @@ func prepare(ctx context.Context, language, dir string, o *Options) (*function, 
 	if o.Interpreter == nil {
 		return nil, fmt.Errorf("no runtime client for %s", language)
 	}
-	i, err := o.Interpreter(ctx, language)
+	i, err := o.Interpreter(ctx, language, filepath.Join(dir, "runtime"), memorySize)
 	if err != nil {
 		return nil, err
 	}

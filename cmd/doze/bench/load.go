@@ -1,7 +1,9 @@
 package bench
 
 import (
+	"bytes"
 	"errors"
+	"fmt"
 	"time"
 )
 
@@ -35,3 +37,16 @@ const maxReconnects = 32
 
 // maxRequest is what fits into an empty socket buffer at once.
 const maxRequest = 16 << 10
+
+// checkAnswer says what is wrong with an answer.
+func checkAnswer(r response, expect []byte) error {
+	switch {
+	case r.status != 200:
+		return fmt.Errorf("status %d: %.200q", r.status, r.body)
+	case r.functionError:
+		return fmt.Errorf("function error: %.200q", r.body)
+	case expect != nil && !bytes.Equal(r.body, expect):
+		return fmt.Errorf("answer %.100q, want %.100q", r.body, expect)
+	}
+	return nil
+}

@@ -1,7 +1,6 @@
 package bench
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -327,17 +326,4 @@ func (g *generator) fail(err error) {
 	if g.sample.FirstError == "" {
 		g.sample.FirstError = err.Error()
 	}
-}
-
-// checkAnswer says what is wrong with an answer.
-func checkAnswer(r response, expect []byte) error {
-	switch {
-	case r.status != 200:
-		return fmt.Errorf("status %d: %.200q", r.status, r.body)
-	case r.functionError:
-		return fmt.Errorf("function error: %.200q", r.body)
-	case expect != nil && !bytes.Equal(r.body, expect):
-		return fmt.Errorf("answer %.100q, want %.100q", r.body, expect)
-	}
-	return nil
 }

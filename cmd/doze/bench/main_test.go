@@ -172,8 +172,9 @@ func testOptions(t *testing.T) Options {
 		t.Fatal(err)
 	}
 	t.Setenv("TMPDIR", t.TempDir())
+	t.Setenv("GORACE", "atexit_sleep_ms=0") // or every child ends a second late under -race
 	return Options{Program: program, GoFunction: t.TempDir() + "/none", bounds: tiny(), Progress: testWriter{t},
-		Interpreter: func(_ context.Context, language string) (Interpreter, error) {
+		Interpreter: func(_ context.Context, language, _ string, _ int) (Interpreter, error) {
 			if language == "node" {
 				return Interpreter{}, fmt.Errorf("no %s on this machine", language)
 			}
