@@ -275,7 +275,7 @@ func (r *rig) expect(what string) *Result {
 			r.t.Fatalf("handler was told %s (%s), want %s", s.what, describe(s.result), what)
 		}
 		return s.result
-	case <-time.After(10 * time.Second):
+	case <-time.After(30 * time.Second):
 		r.t.Fatalf("handler was not told %s; state %v", what, r.i.State())
 		return nil
 	}

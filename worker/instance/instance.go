@@ -70,6 +70,10 @@ type Instance struct {
 	peakRead time.Time // guarded by turn
 }
 
+// wordingSlack is how much less than the function's timeout an event may be given and still be
+// said to have taken all of it.
+const wordingSlack = time.Second
+
 // peakEvery bounds how often a busy instance's memory file is read on the path of its calls.
 const peakEvery = 100 * time.Millisecond
 
@@ -91,7 +95,7 @@ func Start(ctx context.Context, options *Options, launch *Launch, handler Handle
 	i.book = newLogbook(options.Logs, own.Spec, i.stream)
 	i.deadlineAlarm.fire = i.deadlineDue
 	i.freezeAlarm.fire = i.freezeDue
-	// What init prints is in the tail of the call that caused the start.
+	// What init prints is in the tail of the call whose init fails.
 	i.book.keepTail()
 
 	argv, err := i.argv()
@@ -166,9 +170,9 @@ func (i *Instance) run(process sandbox.Process) {
 		i.freezer.process, i.freezer.after = f, i.options.FreezeAfter
 	}
 	i.since, i.began, i.deadline = now, now, now.Add(limit)
-	i.deadlineAlarm.by(i.deadline)
-	i.book.line(now, "INIT_START Runtime Version: ", i.launch.Runtime.Label())
 	i.output = newOutputReader(process.Output(), i.book)
+	i.book.line(now, "INIT_START Runtime Version: ", i.launch.Runtime.Label())
+	i.deadlineAlarm.by(i.deadline)
 	i.server.start(i, process.Listener())
 	go i.output.run()
 	go i.watch()
@@ -288,6 +292,10 @@ func (i *Instance) deadlineDue() {
 	state, deadline, stopping, limit := i.state, i.deadline, i.stopping, time.Duration(0)
 	if i.event != nil {
 		limit = i.event.Timeout
+		// The owner knows the function's timeout; what was left of it is a little less.
+		if configured := time.Duration(i.launch.Spec.TimeoutSeconds) * time.Second; limit < configured && configured-limit < wordingSlack {
+			limit = configured
+		}
 	} else {
 		limit = deadline.Sub(i.began)
 	}

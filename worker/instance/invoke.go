@@ -26,12 +26,11 @@ func (i *Instance) Invoke(e *Event) error {
 	}
 	i.event, i.lastID, i.pending = e, e.RequestID, false
 	i.began, i.since, i.deadline = now, now, deadline
-	first := i.cold
 	i.mu.Unlock()
 
 	i.calls.Add(1)
 	i.deadlineAlarm.by(deadline)
-	i.book.start(now, e, i.launch.Spec.Version, first)
+	i.book.start(now, e, i.launch.Spec.Version)
 	if err := i.freezer.thaw(); err != nil {
 		// Nothing in there runs any more: the event ends with the instance.
 		i.options.Logger.Error("instance does not thaw", "instance", i.launch.ID, "error", err)

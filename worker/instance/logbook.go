@@ -197,14 +197,12 @@ func (b *logbook) keepTail() {
 	b.mu.Unlock()
 }
 
-// start opens an invocation. With tail false, what init left for a tail is given back.
-func (b *logbook) start(now time.Time, e *Event, version string, tail bool) {
+// start opens an invocation. What init left for a tail is given back: it is of use only to the
+// call whose init fails.
+func (b *logbook) start(now time.Time, e *Event, version string) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if !tail && b.tailing {
-		b.tailing, b.tail = false, nil
-	}
-	b.tailing = tail
+	b.tailing, b.tail = e.Tail, nil
 	b.own(now, "START RequestId: ", e.RequestID, " Version: ", version)
 }
 
