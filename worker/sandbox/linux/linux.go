@@ -259,7 +259,7 @@ func (s *Sandbox) discard() error {
 
 // Start implements sandbox.Sandbox.
 func (s *Sandbox) Start(ctx context.Context, config sandbox.Config) (sandbox.Process, error) {
-	if err := check(&config); err != nil {
+	if err := config.Check(); err != nil {
 		return nil, err
 	}
 	if err := s.enter(config.ID); err != nil {

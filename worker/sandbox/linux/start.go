@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"path/filepath"
 	"slices"
 
 	"golang.org/x/sys/unix"
@@ -16,51 +15,6 @@ import (
 	"github.com/doze-run/doze/worker/sandbox"
 	"github.com/doze-run/doze/worker/sandbox/linux/stage"
 )
-
-// minMemory is the least memory an instance can be started in, in bytes.
-const minMemory = 4 << 20
-
-// check refuses a Config that cannot be carried out.
-func check(c *sandbox.Config) error {
-	bad := func(format string, args ...any) error {
-		return fmt.Errorf("sandbox: bad config: "+format, args...)
-	}
-	if !validID(c.ID) {
-		return bad("id %q is not [a-z0-9-]{1,64}", c.ID)
-	}
-	if len(c.Argv) == 0 || c.Argv[0] == "" {
-		return bad("no program")
-	}
-	for _, path := range append([]string{c.CodeDir, c.OptDir, c.RuntimeDir}, c.ReadOnly...) {
-		if path != "" && (!filepath.IsAbs(path) || path != filepath.Clean(path) || path == "/") {
-			return bad("path %q is not absolute and clean", path)
-		}
-	}
-	if c.CodeDir == "" {
-		return bad("no code directory")
-	}
-	for _, s := range slices.Concat(c.Argv, c.Env, c.ReadOnly, []string{c.CodeDir}) {
-		if slices.Contains([]byte(s), 0) {
-			return bad("a zero byte in an argument, a variable or a path")
-		}
-	}
-	if c.MemoryBytes < minMemory || c.TmpBytes < 0 || c.CPUMilli < 1 || c.MaxProcesses < 1 {
-		return bad("limits: memory %d, tmp %d, cpu %d, processes %d", c.MemoryBytes, c.TmpBytes, c.CPUMilli, c.MaxProcesses)
-	}
-	return nil
-}
-
-func validID(id string) bool {
-	if len(id) < 1 || len(id) > 64 {
-		return false
-	}
-	for _, c := range []byte(id) {
-		if (c < 'a' || c > 'z') && (c < '0' || c > '9') && c != '-' {
-			return false
-		}
-	}
-	return true
-}
 
 // start is one start: the launcher forks PID 1, which prepares itself while the rest is made here and
 // sent after.
