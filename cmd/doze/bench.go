@@ -61,6 +61,9 @@ else should run on the machine meanwhile. The Go rows need the function that "ma
 			if report == nil {
 				return runErr
 			}
+			if errors.Is(runErr, context.Canceled) {
+				runErr = errors.New("interrupted: the report holds what was measured until then")
+			}
 			return errors.Join(runErr, printReport(cmd, report, asJSON, out))
 		},
 	}

@@ -162,7 +162,7 @@ func (r *run) method() []string {
 	return []string{
 		fmt.Sprintf("load: hand-written HTTP/1.1 client on one thread (epoll), keep-alive, on the same cores as all else; \"generator\" is its part of the machine's CPU time; payload %d bytes", len(echoPayload)),
 		"calls/s, p50 and p99: closed loop, each connection sends its next call when the last was answered; open p50 and p99: calls due at a constant rate (half of what the closed loop reached), latency from when a call was due, so a stall shows in every call that was due during it",
-		fmt.Sprintf("%d rounds of %v, baselines and platform rows next to one another in each; a ratio is the median of the rounds' ratios; percentiles are of all rounds together", r.plan.rounds, r.window),
+		fmt.Sprintf("rounds: %d of %v, baselines and platform rows next to one another in each; a ratio is the median of the rounds' ratios; percentiles are of all rounds together", r.plan.rounds, r.window),
 		"CPU per call: CPU clocks of the processes over the closed loop at 64 connections; \"above the floor\" is the platform process less the bare Runtime API loop",
 	}
 }

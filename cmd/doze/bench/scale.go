@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"slices"
 	"time"
 )
 
@@ -124,7 +123,6 @@ func (r *run) platformCrowd(ctx context.Context, f *function) (err error) {
 type weight struct {
 	available int64
 	processes memoryUse
-	pids      []int
 }
 
 // weigh looks at the machine, and at the platform's function processes when it is ours.
@@ -136,22 +134,23 @@ func (r *run) weigh() (w weight, err error) {
 	if err != nil {
 		return w, nil // the machine's figure is still good on the same machine
 	}
-	if w.pids, _, err = functionProcesses(root); err != nil {
+	pids, _, err := functionProcesses(root)
+	if err != nil {
 		return w, err
 	}
-	w.processes, err = memoryOf(w.pids)
+	w.processes, err = memoryOf(pids)
 	return w, err
 }
 
 // weighed makes figures of the difference that n instances made.
 func (r *run) weighed(row string, before, after weight, n int, calls int64) {
 	figures := Figures{AvailableMem: megabytes(before.available-after.available) / float64(n), Instances: float64(n)}
-	if len(after.pids) > 0 {
-		fresh := slices.DeleteFunc(slices.Clone(after.pids), func(pid int) bool { return slices.Contains(before.pids, pid) })
-		if use, err := memoryOf(fresh); err == nil && use.Processes > 0 {
-			figures[RSS], figures[PSS] = megabytes(use.RSS)/float64(n), megabytes(use.PSS)/float64(n)
-			r.note(row, fmt.Sprintf("%d processes of %d instances, %v after their answers", use.Processes, n, r.settle))
-		}
+	// Totals before and after, not the new processes: an instance may live in a process that was
+	// there before, parked, and whose place another one has taken.
+	if more := after.processes.Processes - before.processes.Processes; more > 0 {
+		figures[RSS] = megabytes(after.processes.RSS-before.processes.RSS) / float64(n)
+		figures[PSS] = megabytes(after.processes.PSS-before.processes.PSS) / float64(n)
+		r.note(row, fmt.Sprintf("%d more processes for %d instances, %v after their answers", more, n, r.settle))
 	}
 	r.observe(row, 0, figures)
 	r.of(row).calls = calls
