@@ -36,6 +36,7 @@ type member struct {
 	current  *holding
 	calls    int
 	lastUsed time.Time
+	measured time.Time
 	// cause is the call that this start is for.
 	cause *holding
 	// failed is what an init that failed came to, until the call it belongs to has been granted.

@@ -138,6 +138,13 @@ func (p *Pool) Instances(account string) []*dozev1.InstanceInfo {
 	return all
 }
 
+// Measure asks what the instances use that ran since the last time: admission goes by it.
+func (p *Pool) Measure() {
+	for _, g := range p.snapshot() {
+		g.measure()
+	}
+}
+
 // EndIdle ends the instance of any incarnation that has been idle longest, to make room; false
 // when none is idle.
 func (p *Pool) EndIdle(except bus.QueueID) bool {

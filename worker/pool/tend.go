@@ -192,6 +192,22 @@ func (g *group) infos() []*dozev1.InstanceInfo {
 	return all
 }
 
+// measure lets the launcher learn what those instances use that ran since they were last measured.
+func (g *group) measure() {
+	g.mu.Lock()
+	var due []Instance
+	for _, m := range g.members {
+		if m.up && m.instance != nil && (m.measured.IsZero() || m.current != nil || m.lastUsed.After(m.measured)) {
+			m.measured = time.Now()
+			due = append(due, m.instance)
+		}
+	}
+	g.mu.Unlock()
+	for _, i := range due {
+		i.MemoryBytes()
+	}
+}
+
 // peak remembers the most instances that were busy at once, over one to two halves of a window.
 type peak struct {
 	half          time.Duration
