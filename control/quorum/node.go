@@ -16,7 +16,6 @@ import (
 	"time"
 
 	"github.com/hashicorp/raft"
-	wal "github.com/hashicorp/raft-wal"
 
 	"github.com/doze-run/doze/control/ledger"
 	"github.com/doze-run/doze/control/registry"
@@ -76,9 +75,6 @@ func or[T comparable](value, otherwise T) T {
 }
 
 const (
-	// segmentBytes is the size of a file of the log. The library's 64 MiB would make a small
-	// installation's folder look like a large one's, and the log is cut by whole files.
-	segmentBytes = 16 << 20
 	// appendEntries is how many waiting proposals share one write to the disk, at most.
 	appendEntries = 256
 	// enqueueTimeout bounds how long a proposal waits to be looked at when its caller set no limit.
@@ -95,7 +91,7 @@ type Node struct {
 	raft  *raft.Raft
 	fsm   *fsm
 	trans transport
-	store *wal.WAL
+	store *store
 
 	leadership leadership
 
@@ -128,9 +124,9 @@ func Open(cfg Config) (*Node, error) {
 	}
 	logger := newLogger(cfg.Logger)
 	walDir := filepath.Join(cfg.DataDir, walFolder)
-	store, err := wal.Open(walDir, wal.WithLogger(logger.Named("wal")), wal.WithSegmentSize(segmentBytes))
+	store, err := openStore(walDir, logger.Named("wal"))
 	if err != nil {
-		return nil, fmt.Errorf("quorum: open log in %s: %w", walDir, err)
+		return nil, err
 	}
 	n.store = store
 	snapshots, err := raft.NewFileSnapshotStoreWithLogger(cfg.DataDir, keepSnapshots, logger.Named("snapshot"))

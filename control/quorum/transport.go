@@ -2,7 +2,9 @@ package quorum
 
 import (
 	"context"
+	"errors"
 	"net"
+	"sync"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -12,6 +14,8 @@ import (
 const (
 	// rpcTimeout bounds one exchange with another node; raft allows a snapshot more, by its size.
 	rpcTimeout = 5 * time.Second
+	// maxConnections bounds the connections of one node, both ways; five nodes need about thirty.
+	maxConnections = 256
 	// idleConnections is how many connections to each node are kept.
 	idleConnections = 3
 )
@@ -28,7 +32,8 @@ func newTransport(cfg Config, logger hclog.Logger) transport {
 		t.Connect(addr, t)
 		return t
 	}
-	layer := &streamLayer{Listener: cfg.Listener, advertise: cfg.Listener.Addr(), dial: cfg.Dial}
+	layer := &streamLayer{Listener: cfg.Listener, advertise: cfg.Listener.Addr(), dial: cfg.Dial,
+		conns: map[*trackedConn]struct{}{}}
 	if cfg.Advertise != "" {
 		layer.advertise = address(cfg.Advertise)
 	}
@@ -47,20 +52,80 @@ func newTransport(cfg Config, logger hclog.Logger) transport {
 }
 
 // streamLayer is raft.StreamLayer over any listener and dialer, so that TLS is the caller's matter.
+// It keeps track of its connections: raft's transport, when it is closed, leaves them open.
 type streamLayer struct {
 	net.Listener
 	advertise net.Addr
 	dial      func(ctx context.Context, addr string) (net.Conn, error)
+
+	mu     sync.Mutex
+	closed bool
+	conns  map[*trackedConn]struct{}
+}
+
+// trackedConn is forgotten when it is closed.
+type trackedConn struct {
+	net.Conn
+	layer *streamLayer
+}
+
+func (c *trackedConn) Close() error {
+	c.layer.mu.Lock()
+	delete(c.layer.conns, c)
+	c.layer.mu.Unlock()
+	return c.Conn.Close()
 }
 
 // Addr is the address that others use.
 func (s *streamLayer) Addr() net.Addr { return s.advertise }
 
+// Accept implements net.Listener. Connections beyond maxConnections are closed at once.
+func (s *streamLayer) Accept() (net.Conn, error) {
+	for {
+		conn, err := s.Listener.Accept()
+		if err != nil {
+			return nil, err
+		}
+		if tracked, err := s.track(conn); err == nil {
+			return tracked, nil
+		}
+	}
+}
+
 // Dial implements raft.StreamLayer.
 func (s *streamLayer) Dial(addr raft.ServerAddress, timeout time.Duration) (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), timeout)
 	defer cancel()
-	return s.dial(ctx, string(addr))
+	conn, err := s.dial(ctx, string(addr))
+	if err != nil {
+		return nil, err
+	}
+	return s.track(conn)
+}
+
+// Close implements net.Listener, and ends every connection.
+func (s *streamLayer) Close() error {
+	err := s.Listener.Close()
+	s.mu.Lock()
+	conns := s.conns
+	s.conns, s.closed = nil, true
+	s.mu.Unlock()
+	for c := range conns {
+		err = errors.Join(err, c.Conn.Close())
+	}
+	return err
+}
+
+// track registers a connection, or closes it when there is no room for it any more.
+func (s *streamLayer) track(conn net.Conn) (net.Conn, error) {
+	c := &trackedConn{Conn: conn, layer: s}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed || len(s.conns) >= maxConnections {
+		return nil, errors.Join(errors.New("quorum: no more connections"), conn.Close())
+	}
+	s.conns[c] = struct{}{}
+	return c, nil
 }
 
 // address is a net.Addr as written, name or number.
