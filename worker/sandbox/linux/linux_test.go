@@ -32,3 +32,5 @@ func open(t testing.TB, dataDir string) *Sandbox {
 func factory(t *testing.T, dataDir string) sandbox.Sandbox { return open(t, dataDir) }
 
 func TestBehaviour(t *testing.T) { sandboxtest.Run(t, factory) }
+
+func TestWalls(t *testing.T) { sandboxtest.Walls(t, factory) }

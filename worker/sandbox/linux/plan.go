@@ -50,7 +50,7 @@ func (s *Sandbox) setup(attach string) *program {
 	p.call("pivot_root", unix.SYS_PIVOT_ROOT, dot, dot)
 	p.call("unmount the host", unix.SYS_UMOUNT2, dot, imm(unix.MNT_DETACH))
 	p.call("enter the root", unix.SYS_CHDIR, slash)
-	for _, t := range append([]hostPath{{"/dev", s.root.dev}}, s.root.trees...) {
+	for _, t := range append([]hostPath{{path: "/dev", fd: s.root.dev}}, s.root.trees...) {
 		p.call("mount "+t.path, unix.SYS_MOVE_MOUNT, p.fd(t.fd), p.str(""), here, p.str(t.path), imm(unix.MOVE_MOUNT_F_EMPTY_PATH))
 	}
 	p.call("make /dev read-only", unix.SYS_MOUNT_SETATTR, here, p.str("/dev"), imm(0), p.mountAttr(unix.MOUNT_ATTR_RDONLY), imm(unix.MOUNT_ATTR_SIZE_VER0))
@@ -168,6 +168,7 @@ func (s *Sandbox) run(l launch) *program {
 	p.call("mount /etc/passwd", unix.SYS_MOUNT, p.str(l.passwd), p.str("/etc/passwd"), imm(0), imm(unix.MS_BIND), imm(0))
 	nothing := p.str("")
 	for _, t := range l.trees {
+		p.mountPoint(t)
 		p.call("mount "+t.path, unix.SYS_MOVE_MOUNT, p.fd(t.fd), nothing, here, p.str(t.path), imm(unix.MOVE_MOUNT_F_EMPTY_PATH))
 	}
 	p.send = []uint8{regListener}
@@ -199,6 +200,24 @@ func (s *Sandbox) run(l launch) *program {
 	p.call("close descriptors", unix.SYS_CLOSE_RANGE, imm(0), imm(stage.ControlFD-1), imm(0))
 	p.call("close descriptors", unix.SYS_CLOSE_RANGE, imm(stage.SignalFD+1), imm(uint32(0xffffffff)), imm(0))
 	return p
+}
+
+// mountPoint makes what a tree below /tmp is mounted on, with the directories above it.
+func (p *program) mountPoint(t hostPath) {
+	const tmp = "/tmp/"
+	if !strings.HasPrefix(t.path, tmp) {
+		return
+	}
+	for i := len(tmp); i < len(t.path); i++ {
+		if t.path[i] == '/' {
+			p.call("make a mount point in /tmp", unix.SYS_MKDIRAT, imm(unix.AT_FDCWD), p.str(t.path[:i]), imm(0o755)).Ignore = uint16(unix.EEXIST)
+		}
+	}
+	if t.file {
+		p.call("make a mount point in /tmp", unix.SYS_MKNODAT, imm(unix.AT_FDCWD), p.str(t.path), imm(unix.S_IFREG|0o644), imm(0)).Ignore = uint16(unix.EEXIST)
+		return
+	}
+	p.call("make a mount point in /tmp", unix.SYS_MKDIRAT, imm(unix.AT_FDCWD), p.str(t.path), imm(0o755)).Ignore = uint16(unix.EEXIST)
 }
 
 const execName = "execute the program"

@@ -28,6 +28,10 @@ type Process struct {
 	done     chan struct{}
 	exit     sandbox.Exit // valid after done
 
+	// What PID 1 said of the program's end, if it did.
+	status   syscall.WaitStatus
+	reported bool
+
 	mu    sync.Mutex
 	pidfd int // of PID 1; -1 before it is known and after its end
 	end   *os.File
@@ -114,14 +118,14 @@ func (p *Process) gone() {
 // live waits for the end of the instance and removes what it was made of. It is the one goroutine that an
 // instance has here.
 func (p *Process) live() {
-	status, reported := p.ended()
+	p.ended()
 	p.gone()
 	p.listener.Close()
 	p.control.close()
 	if err := p.group.remove(); err != nil {
 		p.s.log.Error("a cgroup is left behind", "instance", p.id, "error", err)
 	}
-	p.exit = exitOf(status, reported)
+	p.exit = exitOf(p.status, p.reported)
 	p.exit.OutOfMemory = p.group.outOfMemory()
 	p.s.uids.give(p.uid)
 	p.s.mu.Lock()
@@ -132,7 +136,7 @@ func (p *Process) live() {
 }
 
 // ended waits for PID 1's word on how the program ended. Without one, PID 1 was killed.
-func (p *Process) ended() (status syscall.WaitStatus, reported bool) {
+func (p *Process) ended() {
 	for {
 		report, fds, err := p.control.receive()
 		closeAll(fds)
@@ -141,11 +145,11 @@ func (p *Process) ended() (status syscall.WaitStatus, reported bool) {
 				p.s.log.Error("control socket", "instance", p.id, "error", err)
 				p.signal()
 			}
-			return status, reported
+			return
 		}
 		switch report.Kind {
 		case stage.Exited:
-			status, reported = syscall.WaitStatus(report.A), true
+			p.status, p.reported = syscall.WaitStatus(report.A), true
 		case stage.Failed:
 			p.s.log.Error("the first process of an instance failed", "instance", p.id, "list", report.List, "step", report.A, "errno", report.Errno)
 		}

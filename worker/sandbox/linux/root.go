@@ -25,6 +25,7 @@ type root struct {
 type hostPath struct {
 	path string
 	fd   int
+	file bool
 }
 
 // systemDirs are mounted from the host, or are links in the same way as there.
@@ -105,7 +106,7 @@ func (r *root) system(dir string) error {
 	if err != nil {
 		return err
 	}
-	r.trees = append(r.trees, hostPath{dir, fd})
+	r.trees = append(r.trees, hostPath{path: dir, fd: fd})
 	return nil
 }
 
@@ -222,33 +223,37 @@ func (r *root) covered(path string) bool {
 }
 
 // place decides where a further host path is mounted and makes the mount point, which all instances then
-// have as an empty file or directory. "" says that it is there already.
-func (r *root) place(path string) (string, error) {
+// have as an empty file or directory. "" says that it is there already. Below /tmp, which every instance has for
+// itself, the mount point is made at the start (see mountPoint).
+func (r *root) place(path string) (at string, dir bool, err error) {
 	real, err := filepath.EvalSymlinks(path)
 	if err != nil {
-		return "", err
+		return "", false, err
 	}
 	if r.covered(real) {
-		return "", nil
+		return "", false, nil
 	}
 	if r.covered(path) { // a link out of a mounted directory: what it points at must be there
 		path = real
 	}
 	info, err := os.Stat(path)
 	if err != nil {
-		return "", err
+		return "", false, err
 	}
-	if info.IsDir() {
-		return path, os.MkdirAll(inside(r.fd, path), 0o755)
+	switch {
+	case strings.HasPrefix(path, "/tmp/"):
+		return path, info.IsDir(), nil
+	case info.IsDir():
+		return path, true, os.MkdirAll(inside(r.fd, path), 0o755)
 	}
 	if err := os.MkdirAll(inside(r.fd, filepath.Dir(path)), 0o755); err != nil {
-		return "", err
+		return "", false, err
 	}
 	f, err := os.OpenFile(inside(r.fd, path), os.O_CREATE|os.O_RDONLY, 0o644)
 	if err != nil {
-		return "", err
+		return "", false, err
 	}
-	return path, f.Close()
+	return path, false, f.Close()
 }
 
 func (r *root) close() {

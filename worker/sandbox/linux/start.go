@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"slices"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 
@@ -96,7 +97,7 @@ func (s *Sandbox) assign(p *Process, l limits, config *sandbox.Config) (*program
 			return err
 		}
 		fds = append(fds, fd)
-		run.trees = append(run.trees, hostPath{at, fd})
+		run.trees = append(run.trees, hostPath{path: at, fd: fd})
 		return nil
 	}
 	for _, t := range [][2]string{{config.CodeDir, "/var/task"}, {config.OptDir, "/opt"}, {config.RuntimeDir, "/var/runtime"}} {
@@ -107,15 +108,17 @@ func (s *Sandbox) assign(p *Process, l limits, config *sandbox.Config) (*program
 		}
 	}
 	for _, path := range config.ReadOnly {
-		at, err := root.place(path)
+		at, isDir, err := root.place(path)
 		if err != nil {
 			return nil, err
 		}
-		if at != "" {
-			if err := mount(path, at); err != nil {
-				return nil, err
-			}
+		if at == "" {
+			continue
 		}
+		if err := mount(path, at); err != nil {
+			return nil, err
+		}
+		run.trees[len(run.trees)-1].file = !isDir
 	}
 	var pipe [2]int
 	if err := unix.Pipe2(pipe[:], unix.O_CLOEXEC); err != nil {
@@ -152,6 +155,8 @@ func (p *Process) started(first, second *program) error {
 			err = p.watch(fds[0])
 		case report.Kind == stage.Started && len(fds) == 1:
 			err = p.listen(fds[0])
+		case report.Kind == stage.Exited: // a short life, and a slow launcher
+			p.status, p.reported = syscall.WaitStatus(report.A), true
 		case report.Kind == stage.Failed && report.List>>8 == stage.Step:
 			closeAll(fds)
 			err = failed(second, report)
