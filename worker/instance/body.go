@@ -132,15 +132,16 @@ func cutShort(err error) error {
 func (b *body) line(limit int) ([]byte, error) {
 	for {
 		have := b.in.pending()
-		if n := bytes.IndexByte(have, '\n'); n >= 0 {
+		n := bytes.IndexByte(have, '\n')
+		if n > limit || (n < 0 && len(have) > limit) {
+			return nil, errHeadTooBig
+		}
+		if n >= 0 {
 			if n == 0 || have[n-1] != '\r' || bytes.IndexByte(have[:n-1], '\r') >= 0 {
 				return nil, errMalformed
 			}
 			b.in.skip(n + 1)
 			return have[: n-1 : n-1], nil
-		}
-		if len(have) > limit {
-			return nil, errHeadTooBig
 		}
 		if err := b.in.fill(); err != nil {
 			return nil, cutShort(err)

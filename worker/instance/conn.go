@@ -4,6 +4,7 @@ import (
 	"errors"
 	"net"
 	"slices"
+	"sync"
 	"syscall"
 	"time"
 )
@@ -32,8 +33,10 @@ type conn struct {
 	// waiting is set from `next` until more was read. Only the connection's goroutine uses it.
 	waiting bool
 
-	// head is the event's head, and its payload when small.
-	head    []byte
+	// sending guards what follows: the client may answer, and get its next event, before the one
+	// who wrote the last is back from the kernel. It is never held while waiting for the client.
+	sending sync.Mutex
+	head    []byte // the event's head, and its payload when small
 	try     func(fd uintptr) bool
 	tried   int
 	trouble error
@@ -144,8 +147,8 @@ func (c *conn) closeWrite() {
 	_ = c.nc.Close()
 }
 
-// render makes the answer to `next`, behind what is still owed. i.mu is held and c just left
-// i.parked.
+// render makes the answer to `next`, behind what is still owed. i.mu and c.sending are held and c
+// just left i.parked.
 func (c *conn) render(e *Event, deadline time.Time) {
 	payload := eventPayload(e)
 	c.head = append(c.head[:0], c.out...)
@@ -164,34 +167,35 @@ func eventPayload(e *Event) []byte {
 	return e.Payload
 }
 
-// send writes what render made. It reports false when the client cannot have got the event. It
-// does not wait: what does not go at once goes in the background.
-func (c *conn) send(e *Event) bool {
+// send writes what render made, and gives c.sending back. It reports false when the client cannot
+// have got the event. It does not wait: what does not go at once goes in the background.
+func (c *conn) send(e *Event, closing bool) bool {
 	payload := eventPayload(e)
 	inline := len(payload) <= inlinePayload
+	sent := 0
 	if c.raw != nil && inline {
 		err := c.raw.Write(c.try)
-		switch {
-		case err != nil:
-			return false
-		case c.trouble != nil && !errors.Is(c.trouble, syscall.EAGAIN):
-			return false
-		case c.tried == len(c.head):
-			if c.closing {
+		if err == nil && !errors.Is(c.trouble, syscall.EAGAIN) {
+			err = c.trouble
+		}
+		sent = c.tried
+		if err != nil || sent == len(c.head) {
+			c.sending.Unlock()
+			if err == nil && closing {
 				c.closeWrite()
 			}
-			return true
+			return err == nil
 		}
-	} else {
-		c.tried = 0
 	}
-	rest := net.Buffers{c.head[c.tried:]}
+	rest := net.Buffers{slices.Clone(c.head[sent:])}
+	c.sending.Unlock()
 	if !inline {
 		rest = append(rest, payload)
 	}
-	w := &eventWriter{conn: c, done: make(chan struct{})}
+	w := &eventWriter{conn: c, closing: closing, done: make(chan struct{})}
 	c.i.mu.Lock()
-	if c.i.event != e { // it timed out meanwhile
+	// It came to its end meanwhile, or is about to: every process is gone.
+	if c.i.event != e || !c.i.server.spawn() {
 		c.i.mu.Unlock()
 		_ = c.nc.Close()
 		return true
@@ -199,15 +203,15 @@ func (c *conn) send(e *Event) bool {
 	c.writing = true
 	c.i.writer = w
 	c.i.mu.Unlock()
-	c.i.server.running.Add(1)
 	go w.run(e, rest)
 	return true
 }
 
 // eventWriter writes an event that did not leave at once.
 type eventWriter struct {
-	conn *conn
-	done chan struct{}
+	conn    *conn
+	closing bool
+	done    chan struct{}
 }
 
 func (w *eventWriter) run(e *Event, rest net.Buffers) {
@@ -219,14 +223,13 @@ func (w *eventWriter) run(e *Event, rest net.Buffers) {
 	if i.writer == w {
 		i.writer = nil
 	}
-	closing := c.closing
 	i.mu.Unlock()
 	close(w.done)
 	switch {
 	case err != nil:
 		_ = c.nc.Close()
 		i.deliver(e) // the client has not seen the whole event; does nothing if it came to its end
-	case closing:
+	case w.closing:
 		c.closeWrite()
 	}
 }

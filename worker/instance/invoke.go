@@ -60,9 +60,11 @@ func (i *Instance) deliver(e *Event) {
 		i.parked[n-1] = nil
 		i.parked = i.parked[:n-1]
 		c.parked = false
+		closing := c.closing
+		c.sending.Lock()
 		c.render(e, i.deadline)
 		i.mu.Unlock()
-		if c.send(e) {
+		if c.send(e, closing) {
 			return
 		}
 		// The client went away while it waited: it has not seen the whole event and cannot have run

@@ -67,7 +67,7 @@ func (r *request) parse(b []byte) (int, error) {
 		}
 		return 0, nil
 	}
-	if end+4 > maxHeadBytes {
+	if skipped+end+4 > maxHeadBytes {
 		return 0, errHeadTooBig
 	}
 	*r = request{}

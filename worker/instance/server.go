@@ -74,6 +74,17 @@ func (s *server) add(c *conn) bool {
 	return true
 }
 
+// spawn makes room for one more goroutine, unless finish has begun.
+func (s *server) spawn() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.finished {
+		return false
+	}
+	s.running.Add(1)
+	return true
+}
+
 func (s *server) remove(c *conn) {
 	c.leave()
 	_ = c.nc.Close()
