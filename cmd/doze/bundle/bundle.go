@@ -129,15 +129,17 @@ func (p *packer) addFile(header *zip.FileHeader, path string) error {
 	if err != nil {
 		return err
 	}
-	// One byte over what is left tells a file that just fits from one that does not, without
-	// trusting the size it had a moment ago.
 	left := MaxUnpackedBytes - p.bytes
+	if info.Size() > left {
+		return tooMuch(p.root)
+	}
+	// The file may grow while it is read: one byte over what is left shows it.
 	n, err := io.Copy(w, io.LimitReader(f, left+1))
 	if err != nil {
 		return fmt.Errorf("%s: %w", path, err)
 	}
 	if n > left {
-		return fmt.Errorf("%s is too big: a package may unpack to at most %d bytes", p.root, MaxUnpackedBytes)
+		return tooMuch(p.root)
 	}
 	return p.count(n)
 }
@@ -207,7 +209,7 @@ func File(path string) (*Bundle, error) {
 			b.Bytes += int64(min(entry.UncompressedSize64, MaxUnpackedBytes+1))
 		}
 		if b.Bytes > MaxUnpackedBytes {
-			return nil, fmt.Errorf("%s is too big: a package may unpack to at most %d bytes", path, MaxUnpackedBytes)
+			return nil, tooMuch(path)
 		}
 	}
 	return b, nil
@@ -229,4 +231,8 @@ func (b *Bundle) Mode(name string) (fs.FileMode, error) {
 
 func tooBig(path string) error {
 	return fmt.Errorf("%s is too big: its zip may have at most %d bytes", path, MaxZipBytes)
+}
+
+func tooMuch(path string) error {
+	return fmt.Errorf("%s is too big: a package may unpack to at most %d bytes", path, MaxUnpackedBytes)
 }
