@@ -114,7 +114,7 @@ func (g *group) joined(l limits) (tasks []int, err error) {
 }
 
 // weight, shares and quota put a share of CPU into the kernel's units.
-func weight(milli int) int { return min(10000, max(1, milli/10)) }
+func weight(milli int) int { return min(10000, max(1, milli)) }
 func shares(milli int) int { return min(1<<18, max(2, milli*1024/1000)) }
 func quota(milli int) int  { return max(1000, milli*period/1000) }
 

@@ -112,8 +112,7 @@ func New(options Options) (_ *Sandbox, err error) {
 	if err = s.own(); err != nil {
 		return nil, err
 	}
-	hash := sha256.Sum256([]byte(dataDir))
-	if s.cgroups, err = detectCgroups("/proc/self/mountinfo", "doze-"+hex.EncodeToString(hash[:8])); err != nil {
+	if s.cgroups, err = detectCgroups("/proc/self/mountinfo", parentName(dataDir)); err != nil {
 		return nil, err
 	}
 	s.cgroups.cpus = runtime.NumCPU()
@@ -130,6 +129,12 @@ func New(options Options) (_ *Sandbox, err error) {
 		return nil, err
 	}
 	return s, nil
+}
+
+// parentName is the cgroup that all instances of a data directory are below, whichever process made them.
+func parentName(dataDir string) string {
+	hash := sha256.Sum256([]byte(dataDir))
+	return "doze-" + hex.EncodeToString(hash[:8])
 }
 
 // own takes the data directory for this process.
