@@ -20,6 +20,11 @@ demo: build ## the whole story on this machine: cold, warm, 200 at once, asleep 
 	@go build -trimpath -o bin/demo ./deploy/demo
 	@exec bin/demo
 
+.PHONY: bench
+bench: build ## doze measured beside plain baselines, in at most ten minutes (JSON=FILE writes the figures too)
+	CGO_ENABLED=0 go build -trimpath -tags lambda.norpc -ldflags '-s -w' -o bin/bench-go ./deploy/bench/go
+	bin/doze bench $(if $(JSON),--out '$(JSON)')
+
 # -race needs gcc.
 .PHONY: test
 test: ## everything that must pass (needs gcc for -race, python3, node and npm for the examples)

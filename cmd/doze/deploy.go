@@ -61,12 +61,12 @@ A folder is zipped as it is, without .git. Of a function that exists, only what 
 		},
 	}
 	flags := cmd.Flags()
-	flags.StringVar(&d.runtime, "runtime", "", "`NAME` of the runtime: provided.al2023, python3.12, nodejs22.x, ... (doze runtimes tells which there are)")
-	flags.StringVar(&d.handler, "handler", "", "`NAME` of what to call: module.function; provided.* needs none")
+	flags.StringVar(&d.runtime, "runtime", "", "runtime by AWS's `NAME`: provided.al2023, python3.12, nodejs22.x, ... (doze runtimes tells which there are)")
+	flags.StringVar(&d.handler, "handler", "", "what to call, by its `NAME`: module.function; provided.* needs none")
 	flags.Int32Var(&d.memory, "memory", 128, "memory limit of an instance in `MB`, and its share of CPU (1769 MB is one)")
-	flags.Int32Var(&d.timeout, "timeout", 3, "`SECONDS` that a call may take")
+	flags.Int32Var(&d.timeout, "timeout", 3, "how many `SECONDS` a call may take")
 	flags.Int32Var(&d.ephemeral, "ephemeral-storage", 512, "size of /tmp in `MB`")
-	flags.StringVar(&d.description, "description", "", "`TEXT` that says what the function is for")
+	flags.StringVar(&d.description, "description", "", "what the function is for, as a `TEXT`")
 	flags.StringVar(&d.role, "role", defaultRole, "`ARN` that AWS's API asks for; it gives no rights here")
 	env := flags.StringArray("env", nil, "environment variable `K=V`, may be repeated; all of them replace what the function had (--env '' for none)")
 	flags.DurationVar(&d.wait, "wait", time.Minute, "how long (`DURATION`) to wait until the function is active")

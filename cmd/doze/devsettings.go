@@ -33,8 +33,6 @@ type devSettings struct {
 	// Sandbox is "linux" or "process".
 	Sandbox    string
 	CPUHardCap bool
-	// AccountConcurrency is how many calls may run at once, all functions together.
-	AccountConcurrency int
 	// PriceBook is the path of a price book, "" for the default one.
 	PriceBook   string
 	AllowRemote bool
@@ -70,8 +68,6 @@ func (s *devSettings) flagSet(getenv func(string) string) *pflag.FlagSet {
 	f.Var(&waitsValue{&s.AsyncRetryWaits}, "async-retry-waits", "waits before the second and the third attempt of an event")
 	f.Var(&choiceValue{&s.Sandbox, []string{"linux", "process"}}, "sandbox", "linux (isolated), or process (no isolation at all)")
 	f.BoolVar(&s.CPUHardCap, "cpu-hard-cap", false, "cap each instance's CPU at its share (1769 MB is one) even where CPUs are idle")
-	f.Var(&countValue{&s.AccountConcurrency, 1, 1_000_000}, "account-concurrency", "calls that may run at once, all functions together")
-	s.AccountConcurrency = 1000
 	f.StringVar(&s.PriceBook, "price-book", "", "JSON `FILE` with other prices than the default ones")
 	f.Var(&patternValue{&s.Region, regionPattern, "a region like us-east-1"}, "region", "AWS region that ARNs name")
 	s.Region = "us-east-1"
@@ -259,22 +255,6 @@ func (v *ratioValue) Set(s string) error {
 		return fmt.Errorf("%q is not a number between %g and %g", s, v.min, v.max)
 	}
 	*v.to = r
-	return nil
-}
-
-type countValue struct {
-	to       *int
-	min, max int
-}
-
-func (v *countValue) Type() string   { return "N" }
-func (v *countValue) String() string { return strconv.Itoa(*v.to) }
-func (v *countValue) Set(s string) error {
-	n, err := strconv.Atoi(s)
-	if err != nil || n < v.min || n > v.max {
-		return fmt.Errorf("%q is not a whole number between %d and %d", s, v.min, v.max)
-	}
-	*v.to = n
 	return nil
 }
 

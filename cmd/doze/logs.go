@@ -33,7 +33,7 @@ func newLogsCommand() *cobra.Command {
 		ValidArgsFunction: completeFunction,
 	}
 	follow := cmd.Flags().BoolP("follow", "f", false, "go on with what is logged from now on, until Ctrl-C")
-	since := cmd.Flags().String("since", "", "only lines since this `TIME`: younger than this (10m), or after this time (2026-01-31T12:00:00Z)")
+	since := cmd.Flags().String("since", "", "only lines from this `TIME` on: 10m ago, or 2026-01-31T12:00:00Z")
 	asJSON := addJSONFlag(cmd, "one record a line")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		query := url.Values{}

@@ -86,7 +86,7 @@ Any AWS client works too: point it at the endpoint.`,
 	add(groupPlatform, newDevCommand())
 	add(groupFunctions, newDeployCommand(), newInvokeCommand(), newListCommand(), newDeleteCommand())
 	add(groupWatch, newPsCommand(), newLogsCommand(), newBillCommand(), newRuntimesCommand(), newStatusCommand())
-	root.AddCommand(newVersionCommand())
+	root.AddCommand(newVersionCommand(), benchCommand())
 	setUpCompletion(root)
 	return root
 }
