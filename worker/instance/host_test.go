@@ -84,4 +84,6 @@ func (p *hostProcess) Done() <-chan struct{}  { return p.done }
 func (p *hostProcess) Exit() sandbox.Exit     { return p.exit }
 func (p *hostProcess) MemoryBytes() int64     { return 0 }
 func (p *hostProcess) MemoryPeakBytes() int64 { return 0 }
-func (p *hostProcess) Kill()                  { p.once.Do(func() { _ = syscall.Kill(-p.cmd.Process.Pid, syscall.SIGKILL) }) }
+func (p *hostProcess) Kill() {
+	p.once.Do(func() { _ = syscall.Kill(-p.cmd.Process.Pid, syscall.SIGKILL) })
+}
