@@ -306,18 +306,24 @@ func (g *Gateway) serveInvoke(w http.ResponseWriter, r *http.Request, x *exchang
 		w.WriteHeader(http.StatusAccepted)
 		return
 	}
-	h["Content-Type"] = []string{"application/json"}
-	h["Content-Length"] = []string{strconv.Itoa(len(answer.Payload))}
-	h["X-Amz-Executed-Version"] = []string{answer.ExecutedVersion}
+	// One array holds all values: a slice for each would be half of this path's allocations.
+	values := make([]string, 0, 8)
+	header := func(name, value string) {
+		values = append(values, value)
+		h[name] = values[len(values)-1 : len(values) : len(values)]
+	}
+	header("Content-Type", "application/json")
+	header("Content-Length", strconv.Itoa(len(answer.Payload)))
+	header("X-Amz-Executed-Version", answer.ExecutedVersion)
 	if answer.FunctionError != "" {
-		h["X-Amz-Function-Error"] = []string{answer.FunctionError}
+		header("X-Amz-Function-Error", answer.FunctionError)
 	}
 	if in.tail {
-		h["X-Amz-Log-Result"] = []string{base64.StdEncoding.EncodeToString(answer.LogTail)}
+		header("X-Amz-Log-Result", base64.StdEncoding.EncodeToString(answer.LogTail))
 	}
-	h["X-Doze-Cold"] = []string{strconv.FormatBool(answer.Cold)}
-	h["X-Doze-Timing"] = []string{timing(answer)}
-	h["X-Doze-Instance"] = []string{answer.Instance}
+	header("X-Doze-Cold", strconv.FormatBool(answer.Cold))
+	header("X-Doze-Timing", timing(answer))
+	header("X-Doze-Instance", answer.Instance)
 	if len(answer.Payload) > freeBody {
 		// A client that does not read must not hold the answer for ever.
 		_ = b.control.SetWriteDeadline(time.Now().Add(graceTimeout + time.Duration(len(answer.Payload))*time.Second/minRate))

@@ -2,8 +2,10 @@ package gateway
 
 import (
 	"context"
+	"fmt"
 	"net/http"
 	"net/url"
+	"runtime/debug"
 	"strings"
 
 	"github.com/grpc-ecosystem/grpc-gateway/v2/runtime"
@@ -23,6 +25,7 @@ const (
 func (g *Gateway) serveHTTP(w http.ResponseWriter, r *http.Request) {
 	x := &exchange{id: newRequestID()}
 	w.Header()[headerRequestID] = []string{x.id.String()}
+	defer g.recoverHTTP(w, x)
 	path := r.URL.EscapedPath()
 	if path == "/readyz" || path == "/healthz" {
 		g.serveHealth(w, r, path == "/readyz")
@@ -64,6 +67,18 @@ func (g *Gateway) serveHTTP(w http.ResponseWriter, r *http.Request) {
 			"The operation %s is not offered by Doze yet.", route.operation))
 	default:
 		g.serveOperation(w, r, x, route, params)
+	}
+}
+
+// recoverHTTP turns a bug's panic into a logged 500; net/http alone would drop the connection.
+func (g *Gateway) recoverHTTP(w http.ResponseWriter, x *exchange) {
+	p := recover()
+	switch p {
+	case nil:
+	case http.ErrAbortHandler:
+		panic(p)
+	default:
+		g.fail(w, "http", x, fmt.Errorf("panic: %v\n%s", p, debug.Stack()))
 	}
 }
 
