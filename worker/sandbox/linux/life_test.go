@@ -181,7 +181,7 @@ func TestLauncherDies(t *testing.T) {
 	<-p.Done()
 }
 
-// TestLauncherIsSmall holds the memory that a PID 1 has for itself: what issue an idle instance costs beyond
+// TestLauncherIsSmall holds the memory that a PID 1 has for itself: what an idle instance costs beyond
 // its program.
 func TestLauncherIsSmall(t *testing.T) {
 	s := open(t, t.TempDir())

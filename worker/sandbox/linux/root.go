@@ -240,6 +240,11 @@ func (r *root) place(path string) (at string, dir bool, err error) {
 	if err != nil {
 		return "", false, err
 	}
+	for _, own := range []string{"/proc/", "/dev/", "/var/tmp/"} {
+		if strings.HasPrefix(path, own) {
+			return "", false, fmt.Errorf("%s cannot be shown to an instance: it has a %s of its own", path, own)
+		}
+	}
 	switch {
 	case strings.HasPrefix(path, "/tmp/"):
 		return path, info.IsDir(), nil
