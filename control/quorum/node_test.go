@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -343,5 +344,41 @@ func TestNodeNobodyAddedHasNoLeader(t *testing.T) {
 	cancel()
 	if err := n.WaitReady(short); !errors.Is(err, context.Canceled) {
 		t.Fatalf("ready: %v", err)
+	}
+}
+
+// BenchmarkPropose is one write to the disk each; BenchmarkProposeTogether shows that many
+// proposers share them.
+func BenchmarkPropose(b *testing.B) {
+	n := openOne(b, b.TempDir())
+	ctx := context.Background()
+	for i := 0; b.Loop(); i++ {
+		if _, err := n.Propose(ctx, create(fmt.Sprintf("f%d", i))); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+func BenchmarkProposeTogether(b *testing.B) {
+	n := openOne(b, b.TempDir())
+	ctx := context.Background()
+	var next atomic.Int64
+	b.SetParallelism(128)
+	b.RunParallel(func(pb *testing.PB) {
+		for pb.Next() {
+			if _, err := n.Propose(ctx, create(fmt.Sprintf("f%d", next.Add(1)))); err != nil {
+				b.Error(err)
+			}
+		}
+	})
+}
+
+func BenchmarkRead(b *testing.B) {
+	n := openOne(b, b.TempDir())
+	ctx := context.Background()
+	for b.Loop() {
+		if err := n.Read(ctx); err != nil {
+			b.Fatal(err)
+		}
 	}
 }
