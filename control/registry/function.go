@@ -31,7 +31,9 @@ type Version struct {
 	// Version is "$LATEST" or a number.
 	Version string `json:"version"`
 	// Incarnation changes whenever an instance must be started anew to see this version as it is:
-	// on every change of code or configuration. It is the RevisionID of that change.
+	// on every change of code or configuration. It is the RevisionID of that change. A published
+	// version keeps that of the $LATEST it was made from, so only version and incarnation together
+	// name what an instance runs.
 	Incarnation string `json:"incarnation"`
 	// RevisionID changes on every change of any kind, as AWS's RevisionId.
 	RevisionID   string `json:"revisionId"`
