@@ -66,8 +66,9 @@ type Handler interface {
 	// Ready: the runtime asked for its first event. init is what it took since the process started.
 	Ready(i *Instance, init time.Duration)
 	// Done: the event given to Invoke has come to its end. When init failed before the first Ready,
-	// Done is called once with Outcome InitError, Timeout, Exit or OutOfMemory, whether or not an
-	// event was waiting: the attempt to start is itself billed and answered.
+	// Done is called once with Outcome InitError or OutOfMemory, whether or not an
+	// event was waiting: the attempt to start is itself billed and answered. An instance that is
+	// stopped before Ready is told Done with Outcome Killed. r and all it points to are the Handler's.
 	Done(i *Instance, r *Result)
 	// Idle: the runtime asked for the next event after a Done; Invoke may be called.
 	Idle(i *Instance)

@@ -19,7 +19,7 @@ type freezer struct {
 	frozen bool
 }
 
-// due freezes the instance if it still is idle and has been for long enough. It is the freeze
+// freezeDue freezes the instance if it still is idle and has been for long enough. It is the freeze
 // alarm's fire.
 func (i *Instance) freezeDue() {
 	f := &i.freezer

@@ -11,8 +11,8 @@ import (
 	"testing"
 	"time"
 
-	dozev1 "github.com/doze-run/doze/proto/doze/v1"
 	"github.com/doze-run/doze/worker/runtimes"
+	"github.com/doze-run/doze/worker/sandbox"
 )
 
 // real is an instance that runs a real program.
@@ -38,7 +38,13 @@ func interpreter(t testing.TB, prefix string) runtimes.Runtime {
 	return runtimes.Runtime{}
 }
 
-func startReal(t testing.TB, r runtimes.Runtime, handler string, files map[string]string, change ...func(*dozev1.FunctionSpec)) *real {
+func startReal(t testing.TB, r runtimes.Runtime, handler string, files map[string]string) *real {
+	t.Helper()
+	return startIn(t, hostSandbox{t}, r, handler, files)
+}
+
+// startIn starts a function in a sandbox.
+func startIn(t testing.TB, s sandbox.Sandbox, r runtimes.Runtime, handler string, files map[string]string) *real {
 	t.Helper()
 	code, runtimeDir := t.TempDir(), t.TempDir()
 	for name, content := range files {
@@ -55,13 +61,12 @@ func startReal(t testing.TB, r runtimes.Runtime, handler string, files map[strin
 	}
 	out := &real{}
 	out.rig = newRig(t, func(rig *rig, l *Launch) {
-		rig.options.Sandbox = hostSandbox{t}
+		rig.options.Sandbox = s
 		rig.options.RuntimeDir = runtimeDir
+		rig.options.FreezeAfter = time.Millisecond
 		l.Runtime, l.CodeDir = r, code
+		l.ID = "t-" + newUUID()
 		l.Spec.Runtime, l.Spec.Handler = r.Name, handler
-		for _, c := range change {
-			c(l.Spec)
-		}
 	})
 	return out
 }
@@ -137,6 +142,7 @@ def handler(event, context):
     if op == "abort": os.abort()
     if op == "large": return "x" * event["n"]
     if op == "sleep": time.sleep(60)
+    if op == "eat": return len(b"x" * (1 << 30))
     return calls
 def inner(event):
     raise ValueError("boom %s" % event["text"])
