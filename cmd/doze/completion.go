@@ -12,10 +12,8 @@ import (
 // completionLimit bounds how long a Tab may take; a shell that hangs is worse than no proposal.
 const completionLimit = 2 * time.Second
 
-// setUpCompletion adds `doze completion bash|zsh|fish|powershell`, cobra's own.
-func setUpCompletion(root *cobra.Command) {
-	root.InitDefaultCompletionCmd("completion")
-}
+// What follows proposes arguments; the command `doze completion bash|zsh|fish|powershell`, which makes
+// a shell ask for them, is cobra's own.
 
 // completeFunction proposes the names of the functions there are.
 func completeFunction(cmd *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {

@@ -198,14 +198,14 @@ func (d *deployment) update(ctx context.Context, have *lambda.GetFunctionConfigu
 	}
 	input := d.changes(have)
 	if input != nil {
-		if _, err := d.client.UpdateFunctionConfiguration(ctx, input, once); err != nil {
-			return nil, err
-		}
-		var err error
-		if have, err = d.settled(ctx, start); err != nil {
+		_, err := d.client.UpdateFunctionConfiguration(ctx, input, once)
+		if err != nil {
 			return nil, err
 		}
 		d.say("configuration of %s updated", d.name)
+		if have, err = d.settled(ctx, start); err != nil {
+			return nil, err
+		}
 	}
 	sum := sha256.Sum256(d.bundle.Zip)
 	if isGood(have) && aws.ToString(have.CodeSha256) == base64.StdEncoding.EncodeToString(sum[:]) {

@@ -44,7 +44,7 @@ func fillFromElsewhere(flags *pflag.FlagSet, environ []string) (unknown []string
 		}
 	}
 	path := config.Value.String()
-	var file map[string]string
+	var file map[string]any
 	if path != "" {
 		if file, err = loadConfig(path); err != nil {
 			return nil, err
@@ -63,7 +63,12 @@ func fillFromElsewhere(flags *pflag.FlagSet, environ []string) (unknown []string
 		if inEnv {
 			err = setFrom(f, fromEnv, name)
 		} else if value, ok := file[f.Name]; ok {
-			err = setFrom(f, value, path+": "+f.Name)
+			origin, text := path+": "+f.Name, ""
+			if text, err = flagText(value); err != nil {
+				err = usagef("%s: %w", origin, err)
+				return
+			}
+			err = setFrom(f, text, origin)
 		}
 	})
 	delete(env, endpointEnv)
@@ -83,7 +88,7 @@ func setFrom(f *pflag.Flag, value, origin string) error {
 }
 
 // knownKeys refuses a file with keys that no flag has: a mistyped one would be lost in silence.
-func knownKeys(path string, file map[string]string, flags *pflag.FlagSet) error {
+func knownKeys(path string, file map[string]any, flags *pflag.FlagSet) error {
 	var unknown, known []string
 	for key := range file {
 		if key == configFlag || flags.Lookup(key) == nil {
@@ -107,8 +112,8 @@ func knownKeys(path string, file map[string]string, flags *pflag.FlagSet) error 
 	return usagef("%s: unknown %s %s (known are %s)", path, noun, strings.Join(unknown, ", "), strings.Join(known, ", "))
 }
 
-// loadConfig reads a config file: one value a key, as flags take it.
-func loadConfig(path string) (map[string]string, error) {
+// loadConfig reads a config file: values by key.
+func loadConfig(path string) (map[string]any, error) {
 	f, err := os.Open(path)
 	if err != nil {
 		return nil, fmt.Errorf("config file: %w", err)
@@ -129,7 +134,7 @@ func loadConfig(path string) (map[string]string, error) {
 }
 
 // parseConfig reads a config file's bytes in the format its extension names.
-func parseConfig(data []byte, extension string) (map[string]string, error) {
+func parseConfig(data []byte, extension string) (map[string]any, error) {
 	var parser koanf.Parser
 	switch strings.ToLower(extension) {
 	case ".yaml", ".yml":
@@ -147,15 +152,7 @@ func parseConfig(data []byte, extension string) (map[string]string, error) {
 	if err := k.Load(bytesProvider(data), parser); err != nil {
 		return nil, err
 	}
-	values := map[string]string{}
-	for key, value := range k.Raw() {
-		text, err := flagText(value)
-		if err != nil {
-			return nil, fmt.Errorf("%s: %w", key, err)
-		}
-		values[key] = text
-	}
-	return values, nil
+	return k.Raw(), nil
 }
 
 // flagText writes a value as it would stand on the command line.

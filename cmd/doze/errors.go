@@ -70,7 +70,7 @@ func (c *client) explain(err error) error {
 		return c.saying(err, "there is no host %s: say where Doze is with --endpoint or %s", dns.Name, endpointEnv)
 	case errors.As(err, &throttled):
 		return c.saying(err, "throttled (%s): %s Try again, or raise the function's or the account's concurrency", throttled.Reason, sentence(throttled.ErrorMessage()))
-	case errors.As(err, &api) && status(err) >= 500:
+	case errors.As(err, &api) && (status(err) == http.StatusInternalServerError || status(err) == http.StatusServiceUnavailable):
 		return c.saying(err, "%s failed: %s (see its log)", c.endpoint, describe(api))
 	case errors.As(err, &api):
 		return c.saying(err, "%s", describe(api))

@@ -87,7 +87,6 @@ Any AWS client works too: point it at the endpoint.`,
 	add(groupFunctions, newDeployCommand(), newInvokeCommand(), newListCommand(), newDeleteCommand())
 	add(groupWatch, newPsCommand(), newLogsCommand(), newBillCommand(), newRuntimesCommand(), newStatusCommand())
 	root.AddCommand(newVersionCommand(), benchCommand())
-	setUpCompletion(root)
 	return root
 }
 
