@@ -24,7 +24,7 @@ const (
 	wakeAfter = 10 * time.Millisecond
 	// answerSlack is how much longer than the handler's own limit an asker waits for the answer:
 	// the worker ends the handler, and tells so, within that.
-	answerSlack = 2 * time.Second
+	answerSlack = time.Second
 )
 
 // Waker is told of queues in which calls wait that nobody claims. It must not block. The tag is

@@ -1,15 +1,23 @@
 package main
 
 import (
+	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"syscall"
 
 	"github.com/spf13/cobra"
+
+	"github.com/doze-run/doze/control"
+	"github.com/doze-run/doze/control/ledger"
+	"github.com/doze-run/doze/worker"
 )
 
 func newDevCommand() *cobra.Command {
@@ -68,6 +76,70 @@ func newLogger(w io.Writer, s *devSettings) *slog.Logger {
 }
 
 // openPlatform assembles control plane and worker in this process.
-func openPlatform(ctx context.Context, p parts) (platform, error) {
-	return nil, errors.New("control and worker are not assembled yet")
+func openPlatform(ctx context.Context, p parts) (_ platform, err error) {
+	prices, err := readPriceBook(p.settings.PriceBook)
+	if err != nil {
+		return nil, err
+	}
+	d := &devPlatform{}
+	d.control, err = control.Open(ctx, control.Config{
+		DataDir: filepath.Join(p.dir.Path(), "control"), HTTP: p.http, GRPC: p.grpc, Region: p.settings.Region,
+		Version: version, Prices: prices, AsyncRetryWaits: p.settings.AsyncRetryWaits, Logger: p.log,
+	})
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, d.Close(context.WithoutCancel(ctx)))
+		}
+	}()
+	d.worker, err = worker.Open(ctx, worker.Config{
+		Name: "worker-1", DataDir: filepath.Join(p.dir.Path(), "worker"), Bus: d.control.Bus(), Sandbox: p.settings.Sandbox,
+		IdleTimeout: p.settings.IdleTimeout, MemoryBytes: p.settings.Memory, Overcommit: p.settings.MemoryOvercommit,
+		HardCPU: p.settings.CPUHardCap, Region: p.settings.Region, Logger: p.log,
+	})
+	if err != nil {
+		return nil, err
+	}
+	return d, d.control.WaitWorker(ctx)
+}
+
+// devPlatform is a control node and a worker in one process.
+type devPlatform struct {
+	control *control.Control
+	worker  *worker.Worker
+}
+
+func (d *devPlatform) Failed() <-chan error { return d.control.Failed() }
+
+// Close ends the callers' side first, then the worker, whose usage still goes into the ledger,
+// then what both stand on.
+func (d *devPlatform) Close(ctx context.Context) error {
+	err := d.control.StopTraffic(ctx)
+	if d.worker != nil {
+		err = errors.Join(err, d.worker.Close(ctx))
+	}
+	return errors.Join(err, d.control.Close(ctx))
+}
+
+// readPriceBook reads the prices of the bill; "" is the default book.
+func readPriceBook(path string) (ledger.PriceBook, error) {
+	book := ledger.DefaultPrices()
+	if path == "" {
+		return book, nil
+	}
+	raw, err := os.ReadFile(path)
+	if err != nil {
+		return book, fmt.Errorf("--price-book: %w", err)
+	}
+	decoder := json.NewDecoder(bytes.NewReader(raw))
+	decoder.DisallowUnknownFields()
+	if err := decoder.Decode(&book); err != nil {
+		return book, fmt.Errorf("--price-book %s: %w", path, err)
+	}
+	if err := book.Validate(); err != nil {
+		return book, fmt.Errorf("--price-book %s: %w", path, err)
+	}
+	return book, nil
 }

@@ -157,6 +157,16 @@ func (l *Ledger) put(s *series) {
 	l.accounts[s.account] = append(l.accounts[s.account], s)
 }
 
+// Mark is how far the ledger has come in an epoch, 0 for one it does not know.
+func (l *Ledger) Mark(epoch string) uint64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if e, ok := l.epochs[epoch]; ok {
+		return e.mark
+	}
+	return 0
+}
+
 // Unbilled is how many records were passed over because they may have been billed before: see
 // epoch.go. It is 0 unless a worker was away for a very long time.
 func (l *Ledger) Unbilled() uint64 {

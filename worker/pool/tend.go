@@ -14,6 +14,7 @@ func (g *group) tend(now time.Time) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	passed := now.Sub(g.lastTend)
+	g.peak.see(now, g.busy)
 	g.lastTend = now
 	if len(g.held) > 0 {
 		g.lastActive = now

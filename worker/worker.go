@@ -1,0 +1,254 @@
+// Package worker assembles a worker node: the sandbox, the code cache, the pool of instances, the
+// meter and the heartbeat.
+//
+// It only ties parts together and ends them in the right order. A worker keeps no truth but the
+// usage that the ledger has not taken yet; it must not know control nodes other than through the
+// bus.
+package worker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"runtime"
+	"sync"
+	"time"
+
+	"github.com/doze-run/doze/bus"
+	dozev1 "github.com/doze-run/doze/proto/doze/v1"
+	"github.com/doze-run/doze/worker/capacity"
+	"github.com/doze-run/doze/worker/code"
+	"github.com/doze-run/doze/worker/instance"
+	"github.com/doze-run/doze/worker/logship"
+	"github.com/doze-run/doze/worker/meter"
+	"github.com/doze-run/doze/worker/pool"
+	"github.com/doze-run/doze/worker/runtimes"
+	"github.com/doze-run/doze/worker/sandbox"
+	"github.com/doze-run/doze/worker/sandbox/linux"
+	"github.com/doze-run/doze/worker/sandbox/process"
+)
+
+const (
+	// heartbeat is how often a worker reports.
+	heartbeat = 250 * time.Millisecond
+	// measureEvery beats the worker looks at what its instances use.
+	measureEvery = 2
+	// codeCacheBytes bounds the unpacked packages that are kept though nobody uses them.
+	codeCacheBytes = 8 << 30
+	// startsPerCPU is how many instances may start at once for each CPU.
+	startsPerCPU = 4
+)
+
+// Config is what a worker is made of. The caller has locked DataDir.
+type Config struct {
+	Name    string
+	DataDir string
+	// Bus is the embedded server to connect to.
+	Bus *bus.Server
+	// Sandbox is "linux" or "process". A sandbox that cannot be had is an error: a weaker one is never
+	// chosen instead.
+	Sandbox string
+	// IdleTimeout is how long an instance stays warm after its last call.
+	IdleTimeout time.Duration
+	// MemoryBytes is what all instances together may use; 0 takes what the machine has, less a reserve.
+	MemoryBytes int64
+	// Overcommit bounds the sum of the instances' limits, as a multiple of MemoryBytes; 0 does not.
+	Overcommit float64
+	HardCPU    bool
+	Region     string
+	Logger     *slog.Logger
+}
+
+// Worker is a running worker node.
+type Worker struct {
+	config   Config
+	epoch    string
+	conn     *bus.Conn
+	sandbox  sandbox.Sandbox
+	found    []runtimes.Runtime
+	cache    *code.Cache
+	capacity *capacity.Capacity
+	meter    *meter.Meter
+	pool     *pool.Pool
+	options  instance.Options
+
+	mu       sync.Mutex
+	draining bool
+
+	stop    context.CancelFunc
+	running sync.WaitGroup
+	closers []func(context.Context) error
+}
+
+// Open starts a worker: it ends what a dead predecessor of the same folder left, then takes calls.
+// On an error nothing is left running.
+func Open(ctx context.Context, config Config) (_ *Worker, err error) {
+	w := &Worker{config: config, stop: func() {}}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, w.unwind(context.WithoutCancel(ctx)))
+		}
+	}()
+	// What takes time goes on at once: finding interpreters starts each of them.
+	found := make(chan error, 1)
+	go func() { found <- w.findRuntimes(ctx) }()
+	err = w.openParts(ctx)
+	if err = errors.Join(err, <-found); err != nil {
+		return nil, err
+	}
+
+	background, stop := context.WithCancel(context.WithoutCancel(ctx))
+	w.stop = stop
+	w.pool = pool.New(pool.Config{
+		Worker: config.Name, Conn: w.conn, Launcher: (*launcher)(w), Journal: w.meter, IdleTimeout: config.IdleTimeout,
+		ConcurrentStarts: startsPerCPU * runtime.NumCPU(), Logger: config.Logger,
+	})
+	w.onClose(w.pool.Close)
+	served, err := w.conn.ServeWorker(background, config.Name, (*server)(w))
+	if err != nil {
+		return nil, err
+	}
+	w.onClose(func(context.Context) error { return served.Close() })
+	w.running.Go(func() { w.beat(background) })
+	return w, nil
+}
+
+func (w *Worker) onClose(f func(context.Context) error) { w.closers = append(w.closers, f) }
+
+func (w *Worker) dir(name string) string { return filepath.Join(w.config.DataDir, name) }
+
+func (w *Worker) findRuntimes(ctx context.Context) error {
+	found, err := runtimes.Discover(ctx)
+	if err != nil {
+		return fmt.Errorf("worker: %w", err)
+	}
+	w.found = found
+	if err := runtimes.Install(ctx, w.dir("runtime"), found); err != nil {
+		return fmt.Errorf("worker: %w", err)
+	}
+	return nil
+}
+
+func (w *Worker) openParts(ctx context.Context) error {
+	var err error
+	if err := os.MkdirAll(w.config.DataDir, 0o711); err != nil {
+		return fmt.Errorf("worker: data folder: %w", err)
+	}
+	if w.sandbox, err = openSandbox(w.config, w.dir("sandbox")); err != nil {
+		return err
+	}
+	w.onClose(func(context.Context) error { return w.sandbox.Close() })
+	for _, line := range w.sandbox.Missing() {
+		w.config.Logger.Warn("the sandbox lacks a wall", "missing", line)
+	}
+	if w.conn, err = bus.Connect(ctx, bus.ConnConfig{Name: w.config.Name, Server: w.config.Bus, Logger: w.config.Logger}); err != nil {
+		return err
+	}
+	w.onClose(func(context.Context) error { return w.conn.Close() })
+	if w.cache, err = code.Open(code.Config{
+		Dir: w.dir("code"), MaxBytes: codeCacheBytes, Store: objects{w.conn.Objects()}, Logger: w.config.Logger,
+	}); err != nil {
+		return err
+	}
+	w.onClose(func(context.Context) error { return w.cache.Close() })
+	if w.meter, err = meter.Open(meter.Config{Dir: w.dir("journal"), Stream: w.conn.Usage(), Logger: w.config.Logger}); err != nil {
+		return err
+	}
+	w.onClose(w.meter.Close)
+	w.capacity = capacity.New(capacity.Config{TotalBytes: w.config.MemoryBytes, Overcommit: w.config.Overcommit})
+	return w.openLogs()
+}
+
+func (w *Worker) openLogs() error {
+	logs, err := w.conn.Logs()
+	if err != nil {
+		return err
+	}
+	w.onClose(logs.Close)
+	shipper := logship.Open(logship.Config{Publisher: logs, Logger: w.config.Logger})
+	w.onClose(shipper.Close)
+	w.options = instance.Options{
+		Sandbox: w.sandbox, Logs: shipper, Logger: w.config.Logger, RuntimeDir: w.dir("runtime"), Region: w.config.Region,
+		HardCPU: w.config.HardCPU, FreezeAfter: instance.DefaultFreezeAfter,
+	}
+	return nil
+}
+
+func openSandbox(config Config, dir string) (sandbox.Sandbox, error) {
+	switch config.Sandbox {
+	case "linux":
+		s, err := linux.New(linux.Options{DataDir: dir, Logger: config.Logger})
+		if err != nil {
+			return nil, fmt.Errorf("worker: the linux sandbox cannot be had here: %w. "+
+				"Run as root, or, for functions that you trust as yourself, with --sandbox process", err)
+		}
+		return s, nil
+	case "process":
+		s, err := process.New(process.Options{DataDir: dir, Logger: config.Logger})
+		if err != nil {
+			return nil, fmt.Errorf("worker: %w", err)
+		}
+		return s, nil
+	}
+	return nil, fmt.Errorf("worker: no sandbox is called %q (linux, process)", config.Sandbox)
+}
+
+// beat reports until ctx ends, and takes note of what the instances use.
+func (w *Worker) beat(ctx context.Context) {
+	ticker := time.NewTicker(heartbeat)
+	defer ticker.Stop()
+	for beats := 1; ; beats++ {
+		if beats%measureEvery == 0 {
+			w.pool.Measure()
+		}
+		if err := w.conn.Report(w.report()); err != nil {
+			w.config.Logger.Warn("heartbeat", "err", err)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+		}
+	}
+}
+
+func (w *Worker) report() *dozev1.WorkerReport {
+	w.mu.Lock()
+	draining := w.draining
+	w.mu.Unlock()
+	report := &dozev1.WorkerReport{
+		Worker: w.config.Name, Epoch: w.meter.Epoch(), Draining: draining,
+		MemoryTotalBytes: w.capacity.Total(), MemoryFreeBytes: w.capacity.Free(),
+		Hosted: w.pool.Hosted(), Sandbox: w.sandbox.Name(), Missing: w.sandbox.Missing(),
+	}
+	if err := w.meter.Healthy(); err != nil {
+		report.Unavailable = err.Error()
+	}
+	for _, r := range w.found {
+		report.Runtimes = append(report.Runtimes, &dozev1.Runtime{Name: r.Name, Path: r.Path, Version: r.Version})
+	}
+	return report
+}
+
+// Close drains the worker: it takes nothing new, lets running calls end until ctx does, ends the
+// instances and ships what they used.
+func (w *Worker) Close(ctx context.Context) error {
+	w.mu.Lock()
+	w.draining = true
+	w.mu.Unlock()
+	return w.unwind(ctx)
+}
+
+func (w *Worker) unwind(ctx context.Context) error {
+	w.stop()
+	w.running.Wait()
+	var failures []error
+	for i := len(w.closers) - 1; i >= 0; i-- {
+		failures = append(failures, w.closers[i](ctx))
+	}
+	w.closers = nil
+	return errors.Join(failures...)
+}
