@@ -26,9 +26,8 @@ const maxFiles = 1024
 
 // Registers of an instance's PID 1.
 const (
-	regSignals  = 0
-	regListener = 1
-	regScratch  = 2
+	regListener = stage.SignalReg + 1 + iota
+	regScratch
 )
 
 // ignored are the signals that the launcher must not end of (a terminal's Ctrl-C, a service manager's
@@ -90,7 +89,7 @@ func (s *Sandbox) prepare(control, cgroup int, uid int, tmp, memory int64) *prog
 	p.signals(ignored, 0)
 	p.call("unshare namespaces", unix.SYS_UNSHARE, imm(unix.CLONE_NEWNS|unix.CLONE_NEWUTS|unix.CLONE_NEWIPC|unix.CLONE_NEWNET))
 	p.listener()
-	p.call("watch children", unix.SYS_SIGNALFD4, imm(-1), p.sigset(unix.SIGCHLD), imm(8), imm(unix.SFD_CLOEXEC|unix.SFD_NONBLOCK)).Save = 1 + regSignals
+	p.call("watch children", unix.SYS_SIGNALFD4, imm(-1), p.sigset(unix.SIGCHLD), imm(8), imm(unix.SFD_CLOEXEC|unix.SFD_NONBLOCK)).Save = 1 + stage.SignalReg
 
 	here, none := imm(unix.AT_FDCWD), p.str("none")
 	const plain = unix.MS_NOSUID | unix.MS_NODEV
@@ -196,9 +195,6 @@ func (s *Sandbox) run(l launch) *program {
 	p.identity(s.stageUID)
 	p.call("become undumpable", unix.SYS_PRCTL, imm(unix.PR_SET_DUMPABLE), imm(0), imm(0), imm(0), imm(0))
 	p.call("set the parent death signal", unix.SYS_PRCTL, imm(unix.PR_SET_PDEATHSIG), imm(int(unix.SIGKILL)))
-	p.call("keep the signal descriptor", unix.SYS_DUP3, reg(regSignals), imm(stage.SignalFD), imm(unix.O_CLOEXEC)).Ignore = uint16(unix.EINVAL)
-	p.call("close descriptors", unix.SYS_CLOSE_RANGE, imm(0), imm(stage.ControlFD-1), imm(0))
-	p.call("close descriptors", unix.SYS_CLOSE_RANGE, imm(stage.SignalFD+1), imm(uint32(0xffffffff)), imm(0))
 	return p
 }
 

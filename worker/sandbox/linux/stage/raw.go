@@ -13,17 +13,17 @@ import (
 // into variables of this package, which are never moved.
 
 const (
-	recvFlags   = 0x40000000 // MSG_CMSG_CLOEXEC
-	sendFlags   = 0x4000     // MSG_NOSIGNAL
-	clonePidfd  = 0x1000
-	cloneVfork  = 0x4000
-	cloneNewPID = 0x20000000
-	cloneInto   = 0x200000000 // CLONE_INTO_CGROUP
-	sysClone3   = 435
-	sysClose    = syscall.SYS_CLOSE
-	pollIn      = 1
-	ctlHeader   = 16 // length of a cmsghdr
-	noFD        = ^uintptr(0)
+	recvFlags     = 0x40000000 // MSG_CMSG_CLOEXEC
+	sendFlags     = 0x4000     // MSG_NOSIGNAL
+	clonePidfd    = 0x1000
+	cloneNewPID   = 0x20000000
+	cloneInto     = 0x200000000 // CLONE_INTO_CGROUP
+	sysClone3     = 435
+	sysCloseRange = 436
+	sysClose      = syscall.SYS_CLOSE
+	pollIn        = 1
+	ctlHeader     = 16 // length of a cmsghdr
+	noFD          = ^uintptr(0)
 )
 
 type iovec struct {
@@ -87,6 +87,10 @@ var (
 	status  uint32
 	sigInfo [128 / 8]uint64
 	started bool
+	program uintptr // the program's PID
+	gate    [2]int32
+	born    [2]int32
+	word    uint64
 )
 
 //go:nosplit
@@ -348,26 +352,69 @@ func obey(h *Header) {
 		}
 		return
 	}
-	// CLONE_VFORK without CLONE_VM: the child has its own copy of the memory, and this process goes on
-	// when the child has executed its program or is gone.
-	pid, errno := call3(syscall.SYS_CLONE, cloneVfork|uintptr(syscall.SIGCHLD), 0, 0)
-	if errno == 0 && pid == 0 {
-		at, errno := request.run(h.Main, h.Child)
-		reply.send(ControlFD, Failed, at, uint32(errno), h.Kind<<8|ListChild)
-		exit(127)
-	}
-	if errno != 0 {
-		reply.send(ControlFD, Failed, 2, uint32(errno), ListStage)
+	// The child makes itself ready while this process gives up what it is, and executes its program only when
+	// that is done: no program ever runs beside a PID 1 with any right. The second pipe is closed by the
+	// execution, or by the child's end.
+	if !pipe(&gate) || !pipe(&born) {
 		exit(1)
 	}
-	regs[MaxRegs-1] = pid
-	attach(h)
-	reply.send(ControlFD, Started, uint32(pid), 0, 0)
+	pid, errno := call3(syscall.SYS_CLONE, uintptr(syscall.SIGCHLD), 0, 0)
+	if errno == 0 && pid == 0 {
+		become(h)
+	}
+	if errno != 0 {
+		reply.send(ControlFD, Failed, 2, uint32(errno), h.Kind<<8|ListStage)
+		exit(1)
+	}
+	program = pid
 	if at, errno := request.run(h.Main+h.Child, h.After); errno != 0 {
 		reply.send(ControlFD, Failed, at, uint32(errno), h.Kind<<8|ListAfter)
 		exit(1)
 	}
+	call3(sysClose, uintptr(born[1]), 0, 0)
+	call3(syscall.SYS_WRITE, uintptr(gate[1]), uintptr(unsafe.Pointer(&word)), 1)
+	for {
+		if _, errno := call3(syscall.SYS_READ, uintptr(born[0]), uintptr(unsafe.Pointer(&word)), 1); errno != uintptr(syscall.EINTR) {
+			break
+		}
+	}
+	attach(h)
+	reply.send(ControlFD, Started, uint32(pid), 0, 0)
 	started = true
+}
+
+// become is the child: its last operation executes the program, and waits for PID 1's word.
+//
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func become(h *Header) {
+	call3(sysClose, uintptr(gate[1]), 0, 0)
+	at, errno := request.run(h.Main, h.Child-1)
+	if errno == 0 {
+		for {
+			n, errno := call3(syscall.SYS_READ, uintptr(gate[0]), uintptr(unsafe.Pointer(&word)), 1)
+			if errno == uintptr(syscall.EINTR) {
+				continue
+			}
+			if n != 1 {
+				exit(127) // PID 1 is gone, and has said why
+			}
+			break
+		}
+		at = h.Child - 1
+		_, errno = request.run(h.Main+at, 1)
+	}
+	reply.send(ControlFD, Failed, at, uint32(errno), h.Kind<<8|ListChild)
+	exit(127)
+}
+
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func pipe(ends *[2]int32) bool {
+	_, errno := call3(syscall.SYS_PIPE2, uintptr(unsafe.Pointer(ends)), syscall.O_CLOEXEC, 0)
+	return errno == 0
 }
 
 // attach puts the descriptors that the request asked for into the next report.
@@ -384,16 +431,21 @@ func attach(h *Header) {
 	}
 }
 
-// supervise reaps what was orphaned, reports the program's end and ends. The last register
-// holds the program's PID.
+// supervise reaps what was orphaned, reports the program's end and ends.
 //
 //go:nosplit
 //go:norace
 //go:nocheckptr
 func supervise() {
 	request.clear()
+	signals := regs[SignalReg]
+	call3(sysCloseRange, 0, ControlFD-1, 0)
+	if signals > ControlFD+1 {
+		call3(sysCloseRange, ControlFD+1, signals-1, 0)
+	}
+	call3(sysCloseRange, signals+1, 0xffffffff, 0)
 	polls[0].fd, polls[0].events = ControlFD, pollIn
-	polls[1].fd, polls[1].events = SignalFD, pollIn
+	polls[1].fd, polls[1].events = int32(signals), pollIn
 	for {
 		for {
 			pid, errno := call4(syscall.SYS_WAIT4, noFD, uintptr(unsafe.Pointer(&status)), syscall.WNOHANG, 0)
@@ -403,7 +455,7 @@ func supervise() {
 			if errno != 0 || pid == 0 {
 				break
 			}
-			if pid == regs[MaxRegs-1] {
+			if pid == program {
 				reply.send(ControlFD, Exited, status, 0, 0)
 				exit(0)
 			}

@@ -10,8 +10,8 @@ const Marker = "[doze-sandbox-stage]"
 // by.
 const ControlFD = 3
 
-// SignalFD is where the After operations of a PID 1 leave a signalfd of SIGCHLD.
-const SignalFD = ControlFD + 1
+// SignalReg is the register in which the operations of a PID 1 leave a signalfd of SIGCHLD.
+const SignalReg = 0
 
 // MaxMessage bounds one request, in bytes: header, data and operations. It is below the default
 // send buffer of a unix socket.
@@ -60,8 +60,9 @@ const (
 	Setup = iota + 1
 	// Spawn: the launcher makes a PID 1, which runs Main. The first descriptor is its control socket.
 	Spawn
-	// Step: a PID 1 runs Main. If there is a Child, that becomes the program, PID 1 runs After, and
-	// from then on it only waits for the program's end.
+	// Step: a PID 1 runs Main. If there is a Child, a child runs it up to its last operation, which is to
+	// execute the program and waits until PID 1 has run After. From then on PID 1 only waits for the
+	// program's end, with no descriptor but those it needs.
 	Step
 )
 
