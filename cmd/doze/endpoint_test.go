@@ -249,6 +249,7 @@ func (f *fakeEndpoint) doze(stdin string, args ...string) result {
 func echo(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("X-Amz-Executed-Version", "$LATEST")
 	w.Header().Set(coldHeader, "true")
+	w.Header().Set(instanceHeader, "i-1")
 	w.Header().Set(timingHeader, "queue=1;init=2;handler=3")
 	if r.Header.Get("X-Amz-Log-Type") == "Tail" {
 		w.Header().Set("X-Amz-Log-Result", base64.StdEncoding.EncodeToString([]byte("START\nhello\nREPORT\n")))

@@ -26,8 +26,9 @@ const maxPayloadBytes = 6291456
 
 // Headers that Doze adds to the answer of an Invoke.
 const (
-	coldHeader   = "X-Doze-Cold"
-	timingHeader = "X-Doze-Timing"
+	coldHeader     = "X-Doze-Cold"
+	timingHeader   = "X-Doze-Timing"
+	instanceHeader = "X-Doze-Instance"
 )
 
 // outcome is what came of an invoke, as --json prints it.
@@ -37,6 +38,8 @@ type outcome struct {
 	ExecutedVersion string `json:"executedVersion,omitempty"`
 	FunctionError   string `json:"functionError,omitempty"`
 	Cold            bool   `json:"cold"`
+	// Instance is the one that ran it, as `doze ps` names it.
+	Instance string `json:"instance,omitempty"`
 	// ElapsedMs is what the call took as seen from here.
 	ElapsedMs float64 `json:"elapsedMs"`
 	// TimingUs is where the time went, in microseconds, as the platform measured it.
@@ -179,6 +182,7 @@ func outcomeOf(output *lambda.InvokeOutput, elapsed time.Duration) (*outcome, []
 // readHeaders takes what Doze tells about a call beside AWS's headers.
 func (o *outcome) readHeaders(header http.Header) []phase {
 	o.Cold, _ = strconv.ParseBool(header.Get(coldHeader))
+	o.Instance = header.Get(instanceHeader)
 	phases := parseTiming(header.Get(timingHeader))
 	if len(phases) > 0 {
 		o.TimingUs = make(map[string]int64, len(phases))
