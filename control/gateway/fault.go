@@ -37,7 +37,6 @@ const (
 	codeMissingAuth       = "MissingAuthenticationTokenException"
 	codeExpiredToken      = "ExpiredTokenException"
 	codeRequestTimeout    = "RequestTimeoutException"
-	codeCodeVerification  = "CodeVerificationFailedException"
 	headerErrorType       = "X-Amzn-Errortype"
 	headerRequestID       = "X-Amzn-Requestid"
 	messageRate           = "Rate Exceeded."
@@ -193,7 +192,7 @@ func faultOf(err error) (f *Fault, known bool) {
 		return f, true
 	}
 	if errors.Is(err, context.Canceled) {
-		return &Fault{Code: codeRequestTimeout, Message: "The request was cancelled by the client."}, true
+		return &Fault{Code: codeRequestTimeout, Message: "The request was cancelled before it was answered."}, true
 	}
 	if s, ok := status.FromError(err); ok {
 		switch s.Code() {

@@ -128,6 +128,8 @@ const (
 	defaultBodyMemory = 512 << 20
 	// maxMessage is gRPC's bound on a message: a code package with room for the rest.
 	maxMessage = 72 << 20
+	// maxStreams bounds the calls at once on one gRPC connection.
+	maxStreams = 1000
 	// headerTimeout is how long a client may take over its request's headers.
 	headerTimeout = 10 * time.Second
 	// idleTimeout is how long a connection may wait for its next request.
@@ -202,6 +204,7 @@ func Open(config Config) (*Gateway, error) {
 		grpc.MaxRecvMsgSize(maxMessage),
 		grpc.MaxSendMsgSize(maxMessage),
 		grpc.MaxHeaderListSize(maxHeader),
+		grpc.MaxConcurrentStreams(maxStreams),
 		grpc.ConnectionTimeout(headerTimeout),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: time.Minute, Timeout: 20 * time.Second}),
@@ -210,6 +213,7 @@ func Open(config Config) (*Gateway, error) {
 	)
 	dozev1.RegisterLambdaServer(g.grpcServer, g.service)
 	g.health = health.NewServer()
+	g.health.SetServingStatus(dozev1.Lambda_ServiceDesc.ServiceName, healthpb.HealthCheckResponse_SERVING)
 	healthpb.RegisterHealthServer(g.grpcServer, g.health)
 	reflection.Register(g.grpcServer)
 	return g, nil

@@ -41,6 +41,22 @@ type world struct {
 	settle bool
 	// beforeUpdate runs before an UpdateConfig is applied.
 	beforeUpdate func()
+	// afterResolve runs after a version was looked up.
+	afterResolve func()
+}
+
+// hookedState is the registry with the world's hook in it.
+type hookedState struct {
+	*registry.State
+	w *world
+}
+
+func (h hookedState) Resolve(account, name, qualifier string) (*registry.Function, *registry.Version, bool) {
+	f, v, ok := h.State.Resolve(account, name, qualifier)
+	if h.w.afterResolve != nil {
+		h.w.afterResolve()
+	}
+	return f, v, ok
 }
 
 func newWorld(t *testing.T) *world {
@@ -52,7 +68,7 @@ func newWorld(t *testing.T) *world {
 		clock:   &clock{now: time.Date(2024, 5, 1, 12, 34, 56, 789e6, time.UTC)},
 	}
 	g, err := Open(Config{
-		Registry: w.state, Proposer: w, Code: w.code, Invoker: w.invoker, Platform: shownPlatform{},
+		Registry: hookedState{w.state, w}, Proposer: w, Code: w.code, Invoker: w.invoker, Platform: shownPlatform{},
 		Authenticator: Anyone{Account: DevAccount}, BaseURL: "http://doze.example",
 		Logger: slog.New(slog.NewTextHandler(testWriter{t}, nil)), Now: w.clock.Now,
 	})

@@ -204,15 +204,15 @@ func TestInvokePending(t *testing.T) {
 	w := newWorld(t)
 	w.settle = false
 	w.create("f")
-	settled := make(chan struct{})
-	time.AfterFunc(20*time.Millisecond, func() {
-		defer close(settled)
-		w.activate(DevAccount, "f")
-	})
-	if answer, body := w.do("POST", invokeF, "1"); answer.StatusCode != 200 || body != "1" {
-		t.Errorf("%s %s", answer.Status, body)
+	looks := 0
+	w.afterResolve = func() {
+		if looks++; looks == 3 { // the call has seen it Pending, and is waiting
+			w.activate(DevAccount, "f")
+		}
 	}
-	<-settled
+	if answer, body := w.do("POST", invokeF, "1"); answer.StatusCode != 200 || body != "1" || looks < 4 {
+		t.Errorf("%s %s after %d looks", answer.Status, body, looks)
+	}
 	w.create("g")
 	ctx, cancel := context.WithCancel(withExchange(t.Context(), &exchange{account: DevAccount}))
 	cancel() // instead of waiting out the two seconds

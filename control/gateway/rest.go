@@ -48,7 +48,9 @@ func (g *Gateway) serveHTTP(w http.ResponseWriter, r *http.Request) {
 			return
 		}
 	}
-	x.baseURL = baseURL(r)
+	if x.baseURL = g.config.BaseURL; r.Host != "" {
+		x.baseURL = baseURL(r)
+	}
 	if r.Method == http.MethodGet && strings.HasPrefix(path, logsPrefix) && strings.HasSuffix(strings.TrimSuffix(path, "/"), logsSuffix) {
 		g.serveLogs(w, r, x)
 		return
