@@ -232,13 +232,18 @@ def handler(event, context):
 		calls++
 	})
 	t.Run("endless output", func(t *testing.T) {
-		out := d.Invoke(ctx, "faulty", `{"do":"print","lines":20000}`)
-		calls++
-		if out.FunctionError != nil {
-			t.Errorf("%s", out.Payload)
-		}
-		if log := tailOf(t, out); len(log) > 4096 || !strings.Contains(log, "REPORT RequestId:") {
-			t.Errorf("tail of %d bytes:\n%s", len(log), log)
+		for _, test := range []struct {
+			lines int
+			fails string
+		}{{2000, ""}, {1e9, "Unhandled"}} {
+			out := d.Invoke(ctx, "faulty", fmt.Sprintf(`{"do":"print","lines":%d}`, test.lines))
+			calls++
+			if aws.ToString(out.FunctionError) != test.fails {
+				t.Errorf("%d lines: %s", test.lines, out.Payload)
+			}
+			if log := tailOf(t, out); len(log) > 4096 || !strings.Contains(log, "REPORT RequestId:") {
+				t.Errorf("%d lines: tail of %d bytes:\n%s", test.lines, len(log), log)
+			}
 		}
 	})
 	d.Eventually(10*time.Second, "every call is billed once", func() bool {
