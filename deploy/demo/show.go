@@ -32,6 +32,9 @@ type show struct {
 	last time.Time
 }
 
+// barWidth is how long a bar may be.
+const barWidth = 40
+
 // instance is what the demo reads of `doze ps --json`.
 type instance struct {
 	Function, State string
@@ -173,7 +176,7 @@ func (s *show) crowd(ctx context.Context, calls int) error {
 	defer callers.Wait()
 	defer cancel()
 
-	answered, peak, shown := 0, before, -1
+	answered, peak, shown, shownAt := 0, before, -1, time.Time{}
 	watch := time.NewTicker(20 * time.Millisecond)
 	defer watch.Stop()
 	for answered < calls {
@@ -188,9 +191,9 @@ func (s *show) crowd(ctx context.Context, calls int) error {
 			if err != nil {
 				return err
 			}
-			if peak = max(peak, n); n != shown {
-				s.out.bar(time.Since(began), n, 60, 40, fmt.Sprintf("%d instances, %d answered", n, answered))
-				shown = n
+			if peak = max(peak, n); n != shown && time.Since(shownAt) > 150*time.Millisecond {
+				s.out.bar(time.Since(began), n, calls, barWidth, fmt.Sprintf("%d instances, %d answered", n, answered))
+				shown, shownAt = n, time.Now()
 			}
 		case <-ctx.Done():
 			return context.Cause(ctx)
@@ -259,7 +262,7 @@ func (s *show) sleep(ctx context.Context) error {
 	if err := s.doze.show(ctx, "ps"); err != nil {
 		return err
 	}
-	began, shown := time.Now(), -1
+	began, shown, most := time.Now(), -1, 0
 	limit, cancel := context.WithTimeoutCause(ctx, idleTimeout+15*time.Second, errors.New("the functions did not fall asleep"))
 	defer cancel()
 	watch := time.NewTicker(50 * time.Millisecond)
@@ -270,7 +273,8 @@ func (s *show) sleep(ctx context.Context) error {
 			return err
 		}
 		if n := len(list); n != shown {
-			s.out.bar(time.Since(began), n, 60, 40, fmt.Sprintf("%d instances", n))
+			most = max(most, n)
+			s.out.bar(time.Since(began), n, most, barWidth, fmt.Sprintf("%d instances", n))
 			shown = n
 		}
 		select {
