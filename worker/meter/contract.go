@@ -14,22 +14,40 @@ package meter
 import (
 	"context"
 	"errors"
+	"fmt"
 
 	dozev1 "github.com/doze-run/doze/proto/doze/v1"
 )
 
 // Record is the usage of one attempt.
 type Record struct {
-	// Account, Function and Version are at most MaxNameBytes each, valid UTF-8.
+	// Account, Function and Version are 1 to MaxNameBytes letters, digits, '-', '_' and '$' each.
 	Account, Function, Version string
 	RequestID                  [16]byte
-	EndedAtMs                  int64 // Unix milliseconds
-	BilledMs, MemoryMB, InitMs uint32
+	EndedAtMs                  int64  // Unix milliseconds, 0 to MaxEndedAtMs
+	BilledMs, MemoryMB, InitMs uint32 // MemoryMB at most MaxMemoryMB
 	Outcome                    uint8
 }
 
-// MaxNameBytes bounds each of a record's names; AWS's are at most 64 characters.
-const MaxNameBytes = 255
+// Bounds of a record. The ledger refuses a batch with a record that breaks them, whoever sends it
+// how often, and with it all that comes after in the epoch: so such a record must not be journaled.
+const (
+	// MaxNameBytes bounds each of a record's names; AWS's are at most 64 characters.
+	MaxNameBytes = 128
+	// MaxMemoryMB is 1 TB.
+	MaxMemoryMB = 1 << 20
+	// MaxEndedAtMs is the last millisecond of the year 9999.
+	MaxEndedAtMs = 253_402_300_799_999
+)
+
+// check returns ErrRecord when the record's figures are out of bounds. Its names are checked when
+// they are first met.
+func (r *Record) check() error {
+	if r.EndedAtMs < 0 || r.EndedAtMs > MaxEndedAtMs || r.MemoryMB > MaxMemoryMB {
+		return fmt.Errorf("%w: ended at %d ms, %d MB", ErrRecord, r.EndedAtMs, r.MemoryMB)
+	}
+	return nil
+}
 
 // Stream is the way to the ledger. Package bus implements it. Its methods may be called from many
 // goroutines.

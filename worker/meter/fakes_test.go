@@ -8,7 +8,6 @@ import (
 	"log/slog"
 	"maps"
 	"math/rand/v2"
-	"os"
 	"sync"
 	"testing"
 
@@ -17,12 +16,7 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-func quiet() *slog.Logger {
-	if os.Getenv("LOG") != "" {
-		return slog.Default()
-	}
-	return slog.New(slog.DiscardHandler)
-}
+func quiet() *slog.Logger { return slog.New(slog.DiscardHandler) }
 
 // bill is one record as the ledger counts it.
 type bill struct {

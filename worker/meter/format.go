@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
-	"unicode/utf8"
 
 	"github.com/google/uuid"
 )
@@ -106,11 +105,20 @@ type functionKey struct{ account, function, version string }
 
 func (k functionKey) check() error {
 	for _, s := range [...]string{k.account, k.function, k.version} {
-		if len(s) > MaxNameBytes || !utf8.ValidString(s) {
+		if !isName(s) {
 			return fmt.Errorf("%w: name %.80q", ErrRecord, s)
 		}
 	}
 	return nil
+}
+
+func isName(s string) bool {
+	for _, c := range []byte(s) {
+		if !('a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' || c == '-' || c == '_' || c == '$') {
+			return false
+		}
+	}
+	return s != "" && len(s) <= MaxNameBytes
 }
 
 // appendFunction adds a function entry to b. The key has been checked.
@@ -199,6 +207,9 @@ func decodeEntry(b []byte, seed uint32, e *entry) (int, error) {
 		e.usage.MemoryMB = binary.LittleEndian.Uint32(p[32:])
 		e.usage.InitMs = binary.LittleEndian.Uint32(p[36:])
 		e.usage.Outcome = p[40]
+		if e.usage.check() != nil {
+			return 0, errTorn
+		}
 	default:
 		return 0, errTorn
 	}

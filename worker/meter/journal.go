@@ -68,6 +68,9 @@ func newJournal(d disk, epoch uuid.UUID, segmentSize, budget int64) *journal {
 // append writes the record and returns its sequence. After an error the record is not in the
 // journal.
 func (j *journal) append(rec *Record) (uint64, error) {
+	if err := rec.check(); err != nil {
+		return 0, err
+	}
 	key := functionKey{rec.Account, rec.Function, rec.Version}
 	j.mu.Lock()
 	defer j.mu.Unlock()

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -440,9 +441,18 @@ func TestFailedWriteLeavesNoGap(t *testing.T) {
 func TestRecordOutOfBounds(t *testing.T) {
 	m := openTest(t, t.TempDir(), newLedger(), nil)
 	defer m.Close(context.Background())
-	for _, name := range []string{string(make([]byte, MaxNameBytes+1)), "\xff"} {
-		if _, err := m.Append(&Record{Account: "a", Function: name}); !errors.Is(err, ErrRecord) {
-			t.Errorf("name %.10q: %v, want ErrRecord", name, err)
+	for name, spoil := range map[string]func(*Record){
+		"long name":      func(r *Record) { r.Function = strings.Repeat("f", MaxNameBytes+1) },
+		"no name":        func(r *Record) { r.Account = "" },
+		"strange name":   func(r *Record) { r.Version = "1\xff" },
+		"before 1970":    func(r *Record) { r.EndedAtMs = -1 },
+		"after 9999":     func(r *Record) { r.EndedAtMs = MaxEndedAtMs + 1 },
+		"more than 1 TB": func(r *Record) { r.MemoryMB = MaxMemoryMB + 1 },
+	} {
+		r := sample(0)
+		spoil(r)
+		if _, err := m.Append(r); !errors.Is(err, ErrRecord) {
+			t.Errorf("%s: %v, want ErrRecord", name, err)
 		}
 	}
 	if err := m.Healthy(); err != nil {
