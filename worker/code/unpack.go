@@ -44,6 +44,11 @@ const (
 //
 // ErrPackage when the zip is at fault. dir then holds a part of it, never anything outside of dir.
 func Unpack(ctx context.Context, r io.ReaderAt, size int64, dir string) (bytes int64, err error) {
+	return unpack(ctx, r, size, dir, MaxUnzippedBytes)
+}
+
+// unpack is Unpack with another bound of the files together.
+func unpack(ctx context.Context, r io.ReaderAt, size int64, dir string, limit int64) (bytes int64, err error) {
 	directory := &boundedReader{r: r, left: maxDirectoryBytes}
 	z, err := zip.NewReader(directory, size)
 	if err != nil {
@@ -53,7 +58,7 @@ func Unpack(ctx context.Context, r io.ReaderAt, size int64, dir string) (bytes i
 		return 0, fmt.Errorf("%w: more than %d entries", ErrPackage, maxEntries)
 	}
 	directory.left = -1 // what follows is bounded by what it is unpacked to
-	if err := check(z.File); err != nil {
+	if err := check(z.File, limit); err != nil {
 		return 0, err
 	}
 	root, err := os.OpenRoot(dir)
@@ -61,7 +66,7 @@ func Unpack(ctx context.Context, r io.ReaderAt, size int64, dir string) (bytes i
 		return 0, err
 	}
 	defer root.Close()
-	u := unpacker{root: root, stack: []level{{".", root}}, dirs: map[string]bool{".": true}, left: MaxUnzippedBytes, buf: make([]byte, 256<<10)}
+	u := unpacker{root: root, stack: []level{{".", root}}, dirs: map[string]bool{".": true}, left: limit, buf: make([]byte, 256<<10)}
 	defer u.close()
 	for _, f := range z.File {
 		if err := ctx.Err(); err != nil {
@@ -74,11 +79,11 @@ func Unpack(ctx context.Context, r io.ReaderAt, size int64, dir string) (bytes i
 	if err := u.link(); err != nil {
 		return 0, err
 	}
-	return MaxUnzippedBytes - u.left + nodeBytes*int64(u.nodes), nil
+	return limit - u.left + nodeBytes*int64(u.nodes), nil
 }
 
 // check refuses, before anything is made, what the names and figures of the zip already tell.
-func check(files []*zip.File) error {
+func check(files []*zip.File, limit int64) error {
 	nodes := make(map[string]struct{}, len(files))
 	var bytes uint64
 	for _, f := range files {
@@ -94,7 +99,7 @@ func check(files []*zip.File) error {
 				return fmt.Errorf("%w: more than %d files and folders", ErrPackage, maxNodes)
 			}
 		}
-		if bytes += f.UncompressedSize64; bytes > MaxUnzippedBytes || f.UncompressedSize64 > MaxUnzippedBytes {
+		if bytes += f.UncompressedSize64; bytes > uint64(limit) || f.UncompressedSize64 > uint64(limit) {
 			return errTooLarge
 		}
 	}
