@@ -1,8 +1,9 @@
-// Package logship takes the log lines of a worker's instances to the log stream, in batches: a line
-// costs a copy when it is written and a share of one message later.
+// Package logship brings functions' log lines to the log stream: it collects them for a moment,
+// by function, and publishes them in chunks.
 //
-// It knows lines and batches. It must not know instances, the Runtime API or how logs are stored.
-// It never makes a function wait: what it cannot keep up with it drops, and says so in the log.
+// Logs are worth less than calls: memory is bounded, nobody waits for the stream, and what does not
+// fit is dropped with a line that says how much. It knows lines and chunks. It must not know what
+// writes them or where they are stored.
 package logship
 
 import (
@@ -16,148 +17,149 @@ import (
 )
 
 const (
-	// flushEvery is how long a line may wait.
-	flushEvery = 100 * time.Millisecond
-	// functionBytes bounds what waits for one function, totalBytes for all of them: what is over
-	// it is dropped, so that a function that prints without end drops its own lines first.
-	functionBytes = 1 << 20
-	totalBytes    = 32 << 20
-	// lineOverhead is what a line counts for beside its text.
-	lineOverhead = 64
+	// flushAfter is how long a line waits for others.
+	flushAfter = 100 * time.Millisecond
+	// chunkBytes is what a chunk holds at most, unless one line alone is longer; a function that has
+	// as much is flushed at once.
+	chunkBytes = 60 << 10
+	// maxLineBytes bounds a line; what is longer is cut off.
+	maxLineBytes = 256 << 10
+	// DefaultMaxBytes bounds the lines of all functions; functionBytes what one may write in
+	// flushAfter, so that no function floods the stream. A function may also have waiting at most as
+	// much as is free for all, so that when some flood, the others still have room.
+	DefaultMaxBytes = 32 << 20
+	functionBytes   = 1 << 20
+	// lineBytes is what a line takes besides its text.
+	lineBytes = 48
+	// retryAfter is the first wait after the stream did not take a chunk; it doubles up to
+	// retryAtMost.
+	retryAfter  = 100 * time.Millisecond
+	retryAtMost = 2 * time.Second
 )
 
-// Publisher stores chunks; package bus implements it. It does not keep the chunk, and answers false
-// when it had to drop lines.
+// Publisher is the log stream.
 type Publisher interface {
-	PublishLogs(chunk *dozev1.LogChunk) bool
+	// PublishLogs stores a chunk, or returns false when it has not stored it (or not all of it). It
+	// does not block for long and does not keep the chunk.
+	PublishLogs(*dozev1.LogChunk) bool
 }
 
-// Config is what a Shipper is made of.
+// Config is what a Shipper needs.
 type Config struct {
 	Publisher Publisher
 	Logger    *slog.Logger
+	// MaxBytes bounds the memory for lines; 0 is DefaultMaxBytes.
+	MaxBytes int
 }
 
-// Shipper is a worker's log sink. Its methods may be called from many goroutines.
+// Shipper collects and publishes lines. Its methods may be called from many goroutines.
 type Shipper struct {
 	config Config
+	wake   chan struct{} // there is a first line, or enough for a chunk
+	stop   chan struct{} // Close was called
+	abort  chan struct{} // and its ctx has ended
+	done   chan struct{} // nothing runs any more
+	once   sync.Once
+	left   int // lines that were not published; read after done
 
 	mu      sync.Mutex
-	buffers map[key]*buffer
-	waiting int
 	closed  bool
-
-	stop chan struct{}
-	done chan struct{}
+	full    bool // a function has a chunk or more waiting
+	bytes   int  // of all lines held, those being published too
+	waiting map[key]*buffer
+	free    []*buffer // emptied, for the next function
 }
 
 type key struct{ account, function string }
 
-// buffer is what waits for one function: the texts one after the other in one block.
-type buffer struct {
-	text    []byte
-	lines   []line
-	bytes   int
-	dropped int
-	at      int64
-	stream  string
-}
-
-type line struct {
-	at     int64
-	stream string
-	end    int // of its text in the block
-}
-
-// Open starts a shipper. Close ends it.
+// Open starts a Shipper. Close it.
 func Open(config Config) *Shipper {
-	s := &Shipper{config: config, buffers: map[key]*buffer{}, stop: make(chan struct{}), done: make(chan struct{})}
+	if config.MaxBytes == 0 {
+		config.MaxBytes = DefaultMaxBytes
+	}
+	s := &Shipper{
+		config: config, waiting: make(map[key]*buffer),
+		wake: make(chan struct{}, 1), stop: make(chan struct{}), abort: make(chan struct{}), done: make(chan struct{}),
+	}
 	go s.run()
 	return s
 }
 
-// Lines takes whole lines of one instance, without newline, in order. It keeps none of the slices.
+// Lines takes whole lines of one instance, without newline, in order; it copies them. It never
+// waits for the stream. A function that has too much waiting loses lines until what it has is gone,
+// and its log then says how many. After Close lines are dropped.
 func (s *Shipper) Lines(spec *dozev1.FunctionSpec, stream string, atMs int64, lines [][]byte) {
+	if len(lines) == 0 {
+		return
+	}
+	k := key{spec.Account, spec.Function}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed {
 		return
 	}
-	k := key{spec.Account, spec.Function}
-	b := s.buffers[k]
+	b := s.waiting[k]
 	if b == nil {
-		b = &buffer{}
-		s.buffers[k] = b
+		b = s.newBuffer()
+		s.waiting[k] = b
+		if len(s.waiting) == 1 {
+			s.wakeUp()
+		}
 	}
-	for _, text := range lines {
-		size := len(text) + lineOverhead
-		if b.bytes+size > functionBytes || s.waiting+size > totalBytes {
-			b.dropped++
-			b.at, b.stream = atMs, stream
+	before := b.bytes()
+	for _, line := range lines {
+		line = line[:min(len(line), maxLineBytes)]
+		// Once it drops, it goes on until the flush, so that the line about it stands where they were.
+		size := len(line) + lineBytes
+		if b.dropped > 0 || b.spent+size > functionBytes || b.bytes()+size > s.config.MaxBytes-s.bytes {
+			b.drop(stream, atMs, len(line))
 			continue
 		}
-		b.text = append(b.text, text...)
-		b.lines = append(b.lines, line{atMs, stream, len(b.text)})
-		b.bytes += size
-		s.waiting += size
+		b.add(stream, atMs, line)
+		b.spent += size
+		s.bytes += size
+	}
+	if before < chunkBytes && b.bytes() >= chunkBytes {
+		s.full = true
+		s.wakeUp()
 	}
 }
 
-func (s *Shipper) run() {
-	defer close(s.done)
-	ticker := time.NewTicker(flushEvery)
-	defer ticker.Stop()
-	for {
-		select {
-		case <-ticker.C:
-			s.flush()
-		case <-s.stop:
-			s.flush()
-			return
-		}
-	}
-}
-
-// flush publishes everything that waits.
-func (s *Shipper) flush() {
-	s.mu.Lock()
-	buffers := s.buffers
-	s.buffers, s.waiting = make(map[key]*buffer, len(buffers)), 0
-	s.mu.Unlock()
-	for k, b := range buffers {
-		if !s.config.Publisher.PublishLogs(b.chunk(k)) {
-			s.config.Logger.Warn("log lines dropped: the log stream does not keep up", "function", k.function)
-		}
-	}
-}
-
-func (b *buffer) chunk(k key) *dozev1.LogChunk {
-	chunk := &dozev1.LogChunk{Account: k.account, Function: k.function, Lines: make([]*dozev1.LogLine, 0, len(b.lines)+1)}
-	from := 0
-	for _, l := range b.lines {
-		chunk.Lines = append(chunk.Lines, &dozev1.LogLine{AtMs: l.at, Stream: l.stream, Text: b.text[from:l.end:l.end]})
-		from = l.end
-	}
-	if b.dropped > 0 {
-		text := fmt.Appendf(nil, "[doze] %d log lines were dropped: this function logs more than %d KB in %v", b.dropped, functionBytes>>10, flushEvery)
-		chunk.Lines = append(chunk.Lines, &dozev1.LogLine{AtMs: b.at, Stream: b.stream, Text: text})
-	}
-	return chunk
-}
-
-// Close publishes what waits and ends the shipper; lines that come later are dropped.
-func (s *Shipper) Close(ctx context.Context) error {
-	s.mu.Lock()
-	first := !s.closed
-	s.closed = true
-	s.mu.Unlock()
-	if first {
-		close(s.stop)
-	}
+// wakeUp wakes the goroutine that publishes.
+func (s *Shipper) wakeUp() {
 	select {
-	case <-s.done:
-		return nil
-	case <-ctx.Done():
-		return fmt.Errorf("logship: %w", ctx.Err())
+	case s.wake <- struct{}{}:
+	default:
 	}
+}
+
+// newBuffer takes an emptied buffer or makes one. The lock is held.
+func (s *Shipper) newBuffer() *buffer {
+	if n := len(s.free); n > 0 {
+		b := s.free[n-1]
+		s.free = s.free[:n-1]
+		return b
+	}
+	return &buffer{}
+}
+
+// Close publishes what is held, until ctx ends, and stops. It returns when nothing of the shipper
+// runs, with an error when lines were left.
+func (s *Shipper) Close(ctx context.Context) error {
+	s.once.Do(func() {
+		s.mu.Lock()
+		s.closed = true
+		s.mu.Unlock()
+		close(s.stop)
+		select {
+		case <-s.done:
+		case <-ctx.Done():
+			close(s.abort)
+			<-s.done
+		}
+	})
+	if s.left > 0 {
+		return fmt.Errorf("logship: %d log lines were not stored", s.left)
+	}
+	return nil
 }
