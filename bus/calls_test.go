@@ -241,8 +241,28 @@ func TestWarmInstanceBeforeHost(t *testing.T) {
 		}
 	}
 	for range 20 {
+		awaitParked(t, p, q, 2)
 		if answer := p.asker.Ask(q.ID, newCall([]byte("{}")), testLimits, nil); answer.Instance != "warm" {
 			t.Fatalf("answered by %q", answer.Instance)
+		}
+	}
+}
+
+// awaitParked waits until the broker has taken note of n pulls: it does so after a publish of the
+// one who parks, on a goroutine of its own.
+func awaitParked(t *testing.T, p *plane, q *Queue, n int) {
+	t.Helper()
+	consumer, err := p.worker.js.Consumer(t.Context(), q.ID.stream(), string(q.ID))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for t.Context().Err() == nil {
+		info, err := consumer.Info(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if info.NumWaiting == n {
+			return
 		}
 	}
 }
