@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -123,20 +122,27 @@ func (d *devPlatform) Close(ctx context.Context) error {
 	return errors.Join(err, d.control.Close(ctx))
 }
 
+// maxPriceBook is more than any price book needs, in bytes.
+const maxPriceBook = 64 << 10
+
 // readPriceBook reads the prices of the bill; "" is the default book.
 func readPriceBook(path string) (ledger.PriceBook, error) {
 	book := ledger.DefaultPrices()
 	if path == "" {
 		return book, nil
 	}
-	raw, err := os.ReadFile(path)
+	file, err := os.Open(path)
 	if err != nil {
 		return book, fmt.Errorf("--price-book: %w", err)
 	}
-	decoder := json.NewDecoder(bytes.NewReader(raw))
+	defer file.Close()
+	decoder := json.NewDecoder(io.LimitReader(file, maxPriceBook))
 	decoder.DisallowUnknownFields()
 	if err := decoder.Decode(&book); err != nil {
 		return book, fmt.Errorf("--price-book %s: %w", path, err)
+	}
+	if _, err := decoder.Token(); !errors.Is(err, io.EOF) {
+		return book, fmt.Errorf("--price-book %s: more than one JSON object, or more than %d bytes", path, maxPriceBook)
 	}
 	if err := book.Validate(); err != nil {
 		return book, fmt.Errorf("--price-book %s: %w", path, err)

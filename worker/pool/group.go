@@ -140,6 +140,9 @@ func (g *group) parkHost(now time.Time) {
 	if g.parked || g.closing || len(g.held) >= max(heldFloor, heldPerInstance*len(g.members)) || now.Before(g.paused) {
 		return
 	}
+	if g.pool.config.Journal.Reserve() != nil {
+		return // the next tick looks again
+	}
 	if err := g.host.Park(bus.PriorityHost, time.Minute); err != nil {
 		g.pool.config.Logger.Warn("ask for calls", "function", g.spec.Function, "err", err)
 		return
@@ -150,11 +153,9 @@ func (g *group) parkHost(now time.Time) {
 // hold takes in a delivered call: an instance that is free runs it, else it waits here while an
 // instance comes free or starts.
 func (g *group) hold(c *holding) {
-	if g.closing {
-		if !c.granted {
-			c.Return()
-			return
-		}
+	if !c.granted && (g.closing || g.pool.config.Journal.Reserve() != nil) {
+		c.Return()
+		return
 	}
 	g.lastActive, g.superseded = c.since, false
 	g.held = append(g.held, c)
@@ -323,12 +324,7 @@ func (g *group) startFailed(m *member, err error) {
 				continue
 			}
 			g.held = slices.Delete(g.held, i, i+1)
-			fault := &bus.Fault{Code: bus.FaultStart, Message: fmt.Sprintf("start instance: %v", err)}
-			if c.granted {
-				_ = g.host.Answer(c.Delivery, &bus.Answer{Fault: fault})
-			} else {
-				c.Fail(g.pool.config.Worker, fault)
-			}
+			g.answerFault(c, bus.FaultStart, fmt.Sprintf("start instance: %v", err))
 			return
 		}
 		return
@@ -342,6 +338,19 @@ func (g *group) startFailed(m *member, err error) {
 			}
 			return back
 		})
+	}
+}
+
+// answerFault tells a caller that the platform could not run its call, which the handler has not
+// seen.
+func (g *group) answerFault(c *holding, code bus.FaultCode, message string) {
+	fault := &bus.Fault{Code: code, Message: message}
+	if !c.granted {
+		c.Fail(g.pool.config.Worker, fault)
+		return
+	}
+	if err := g.host.Answer(c.Delivery, &bus.Answer{Fault: fault}); err != nil {
+		g.pool.config.Logger.Warn("answer", "function", g.spec.Function, "err", err)
 	}
 }
 

@@ -2,6 +2,7 @@ package pool
 
 import (
 	"context"
+	"fmt"
 	"sync"
 	"time"
 
@@ -121,6 +122,11 @@ func (m *member) drop() {
 
 // invoke hands a granted call to the instance. The group's mutex is held.
 func (m *member) invoke(c *holding) {
+	if err := m.group.pool.config.Journal.Reserve(); err != nil {
+		m.drop()
+		m.group.answerFault(c, bus.FaultStart, fmt.Sprintf("usage cannot be journaled: %v", err))
+		return
+	}
 	event := &instance.Event{
 		RequestID:     uuid.UUID(c.ID).String(),
 		InvokedARN:    c.InvokedARN,
@@ -166,8 +172,8 @@ func (m *member) next() {
 		g.schedule()
 		return
 	}
-	if m.parked || g.closing {
-		return
+	if m.parked || g.closing || g.pool.config.Journal.Reserve() != nil {
+		return // the next tick looks again
 	}
 	if err := m.slot.Park(bus.PriorityInstance, g.pool.config.IdleTimeout); err != nil {
 		g.pool.config.Logger.Warn("park", "function", g.spec.Function, "err", err)
@@ -204,7 +210,7 @@ func (m *member) Delivered(d *bus.Delivery) {
 	defer g.mu.Unlock()
 	m.parked = false
 	c := &holding{Delivery: d, since: d.DeliveredAt}
-	if m.free() {
+	if m.free() && g.pool.config.Journal.Reserve() == nil {
 		g.lastActive, g.superseded = c.since, false
 		m.take(c)
 		return

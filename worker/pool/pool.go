@@ -46,6 +46,8 @@ type Launcher interface {
 
 // Journal takes the usage of each attempt before its answer leaves.
 type Journal interface {
+	// Reserve says whether the next record will find room. While it does not, no call is taken.
+	Reserve() error
 	Append(*meter.Record) (uint64, error)
 }
 

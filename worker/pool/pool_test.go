@@ -36,6 +36,7 @@ type maker struct {
 	// initFails, noMemory: how many launches fail that way.
 	initFails, noMemory atomic.Int64
 	broken              error
+	full                atomic.Bool // the journal has no room
 
 	launched, living, peak atomic.Int64
 	mu                     sync.Mutex
@@ -47,6 +48,13 @@ func (m *maker) Append(r *meter.Record) (uint64, error) {
 	defer m.mu.Unlock()
 	m.records = append(m.records, *r)
 	return uint64(len(m.records)), nil
+}
+
+func (m *maker) Reserve() error {
+	if m.full.Load() {
+		return errors.New("disk full")
+	}
+	return nil
 }
 
 func (m *maker) billed() int {
@@ -315,6 +323,28 @@ func TestReservedConcurrencyBoundsInstances(t *testing.T) {
 	}
 }
 
+// A worker that cannot journal takes no calls; when it can again, those that waited are answered.
+func TestFullJournalTakesNoCalls(t *testing.T) {
+	w := newWorld(t, &maker{handle: echo}, time.Minute)
+	w.ask("{}")
+	before := w.maker.billed()
+	w.maker.full.Store(true)
+	answered := make(chan *bus.Answer, 3)
+	for range 3 { // the instance's pull and the host's were parked before: these calls go back
+		go func() { answered <- w.ask("{}") }()
+	}
+	w.eventually("the calls wait", func() bool { return w.asker.InFlight() == 3 })
+	if n := w.maker.billed(); n != before {
+		t.Errorf("%d calls ran without room in the journal", n-before)
+	}
+	w.maker.full.Store(false)
+	for range 3 {
+		if a := <-answered; a.Fault != nil {
+			t.Error(a.Fault)
+		}
+	}
+}
+
 // Close lets running calls end.
 func TestCloseDrains(t *testing.T) {
 	w := newWorld(t, &maker{handle: slowly(300 * time.Millisecond)}, time.Minute)
@@ -347,7 +377,10 @@ func TestPeakForgets(t *testing.T) {
 		t.Error("sure of a peak before the window has passed")
 	}
 	p.see(start.Add(11*time.Second), 2)
-	if most, ok := p.most(start.Add(14 * time.Second)); !ok || most != 2 {
+	if most, ok := p.most(start.Add(14 * time.Second)); !ok || most != 7 {
+		t.Errorf("peak %d, %v: forgot what is within a window and a half", most, ok)
+	}
+	if most, ok := p.most(start.Add(16 * time.Second)); !ok || most != 2 {
 		t.Errorf("peak %d, %v", most, ok)
 	}
 	if most, _ := p.most(start.Add(time.Hour)); most != 0 {

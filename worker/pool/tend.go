@@ -37,6 +37,11 @@ func (g *group) tend(now time.Time) {
 		return
 	}
 	g.parkHost(now)
+	for _, m := range g.members {
+		if m.free() && !m.parked {
+			m.next()
+		}
+	}
 	g.endIdle(now)
 	if len(g.members) == 0 && len(g.held) == 0 && g.launching == 0 && now.Sub(g.lastActive) >= linger {
 		g.closing = true
@@ -138,10 +143,7 @@ func (g *group) draining(late bool) bool {
 		case back:
 			c.Return()
 		case c.granted && (len(g.members) == 0 || late):
-			fault := &bus.Fault{Code: bus.FaultWorkerLost, Message: "the worker is draining"}
-			if err := g.host.Answer(c.Delivery, &bus.Answer{Fault: fault}); err != nil {
-				g.pool.config.Logger.Warn("answer", "function", g.spec.Function, "err", err)
-			}
+			g.answerFault(c, bus.FaultWorkerLost, "the worker is draining")
 			return true
 		}
 		return back
@@ -209,12 +211,13 @@ func (g *group) measure() {
 	}
 }
 
-// peak remembers the most instances that were busy at once, over one to two halves of a window.
+// peak remembers the most instances that were busy at once, over a window and up to half of one
+// more.
 type peak struct {
-	half          time.Duration
-	since         time.Time
-	current, last int
-	halves        int // that have passed
+	half   time.Duration
+	since  time.Time
+	most3  [3]int // of this half, the last, and the one before
+	halves int    // that have passed
 }
 
 func newPeak(now time.Time, window time.Duration) peak {
@@ -223,23 +226,23 @@ func newPeak(now time.Time, window time.Duration) peak {
 
 func (p *peak) see(now time.Time, busy int) {
 	p.roll(now)
-	p.current = max(p.current, busy)
+	p.most3[0] = max(p.most3[0], busy)
 }
 
 // most is the peak; false while the window has not passed once.
 func (p *peak) most(now time.Time) (int, bool) {
 	p.roll(now)
-	return max(p.current, p.last), p.halves >= 2
+	return slices.Max(p.most3[:]), p.halves >= 2
 }
 
 func (p *peak) roll(now time.Time) {
-	for now.Sub(p.since) >= p.half {
-		if now.Sub(p.since) >= 4*p.half {
-			p.since, p.last, p.current, p.halves = now, 0, 0, 2
+	for passed := now.Sub(p.since); passed >= p.half; passed = now.Sub(p.since) {
+		if passed >= 4*p.half {
+			p.since, p.most3, p.halves = now, [3]int{}, 2
 			return
 		}
-		p.halves++
 		p.since = p.since.Add(p.half)
-		p.last, p.current = p.current, 0
+		p.most3 = [3]int{0, p.most3[0], p.most3[1]}
+		p.halves++
 	}
 }
