@@ -1,12 +1,10 @@
 package bus
 
 import (
-	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -56,6 +54,8 @@ type Asker struct {
 	mu      sync.Mutex
 	pending map[uint64]*pending
 	token   uint64
+	queued  [callShards]int64 // bytes published and not granted, by shard
+	bound   int64             // of each
 	sweep   *time.Timer
 	sweeps  bool
 	closed  bool
@@ -73,6 +73,7 @@ type pending struct {
 	id        CallID
 	queue     QueueID
 	tag       any
+	size      int64
 	state     askState
 	limits    AskLimits
 	published time.Time
@@ -89,11 +90,16 @@ type pending struct {
 	credits chan struct{}
 }
 
-// NewAsker subscribes the asker's inbox.
-func (c *Conn) NewAsker(waker Waker) (*Asker, error) {
+// NewAsker subscribes the asker's inbox. queueBytes is what EnsureCallPlane was given: the broker
+// does not acknowledge calls, because that would be one more message for each; the asker counts
+// itself what it has in the queues, and the broker's own bound is the last one.
+func (c *Conn) NewAsker(waker Waker, queueBytes int64) (*Asker, error) {
 	id := nuid.Next()
-	a := &Asker{conn: c, id: id, inbox: subjectAsker + "." + id, waker: waker, pending: map[uint64]*pending{}}
-	sub, err := c.nc.Subscribe(a.inbox+".>", a.receive)
+	a := &Asker{
+		conn: c, id: id, inbox: subjectAsker + "." + id, waker: waker, pending: map[uint64]*pending{},
+		bound: queueBytes / callShards / 10 * 9,
+	}
+	sub, err := c.nc.Subscribe(a.inbox, a.receive)
 	if err != nil {
 		return nil, fmt.Errorf("bus: subscribe asker: %w", err)
 	}
@@ -140,11 +146,18 @@ func (a *Asker) Ask(queue QueueID, call *Call, limits AskLimits, tag any) *Answe
 	if len(call.Body) > deferBytes {
 		p.deferred = call.Body
 	}
-	token := a.register(p)
+	p.size = callOverhead + int64(len(call.InvokedARN)+len(call.TraceID)+len(call.ClientContext))
+	if p.deferred == nil {
+		p.size += int64(len(call.Body))
+	}
+	token, ok := a.register(p)
+	if !ok {
+		return &Answer{Fault: &Fault{Code: FaultQueueFull, Message: "the call queue is full"}}
+	}
 
 	buffer := bufferPool.Get().(*[]byte)
 	message := appendCall((*buffer)[:0], address{a.id, token}, call, p.deferred != nil)
-	err := a.conn.nc.PublishRequest(queue.subject(), a.inbox+"."+strconv.FormatUint(token, 36), message)
+	err := a.conn.nc.Publish(queue.subject(), message)
 	*buffer = message
 	bufferPool.Put(buffer)
 	if err != nil {
@@ -174,22 +187,45 @@ func (a *Asker) Ask(queue QueueID, call *Call, limits AskLimits, tag any) *Answe
 
 var bufferPool = sync.Pool{New: func() any { b := make([]byte, 0, 4096); return &b }}
 
-func (a *Asker) register(p *pending) uint64 {
+// callOverhead is what a queued call takes beside its variable parts: envelope, subject and the
+// broker's own bookkeeping.
+const callOverhead = 128
+
+func (a *Asker) register(p *pending) (token uint64, ok bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	if queued := &a.queued[p.queue.shard()]; *queued+p.size > a.bound {
+		return 0, false
+	} else {
+		*queued += p.size
+	}
 	a.token++
 	a.pending[a.token] = p
 	if !a.sweeps && !a.closed {
 		a.sweeps = true
 		a.sweep.Reset(wakeAfter)
 	}
-	return a.token
+	return a.token, true
 }
 
 func (a *Asker) forget(token uint64) {
 	a.mu.Lock()
-	delete(a.pending, token)
-	a.mu.Unlock()
+	defer a.mu.Unlock()
+	a.remove(token)
+}
+
+// remove ends a call's stay here. a.mu is held.
+func (a *Asker) remove(token uint64) {
+	if p := a.pending[token]; p != nil {
+		a.unqueue(p)
+		delete(a.pending, token)
+	}
+}
+
+// unqueue notes that a call is in its queue no more. a.mu is held.
+func (a *Asker) unqueue(p *pending) {
+	a.queued[p.queue.shard()] -= p.size
+	p.size = 0
 }
 
 // giveUp ends a call whose deadline has passed, or says nil when it has just been moved.
@@ -204,7 +240,7 @@ func (a *Asker) giveUp(token uint64, p *pending) *Answer {
 		return answer
 	default:
 	}
-	delete(a.pending, token)
+	a.remove(token)
 	if p.state == waiting {
 		return &Answer{Fault: &Fault{Code: FaultNoCapacity, Message: "no instance took the call in time"}}
 	}
@@ -213,10 +249,6 @@ func (a *Asker) giveUp(token uint64, p *pending) *Answer {
 
 // receive handles every message to the asker, on the subscription's one goroutine.
 func (a *Asker) receive(m *nats.Msg) {
-	if len(m.Subject) > len(a.inbox)+1 && m.Subject[len(a.inbox)+1] != '_' {
-		a.stored(m)
-		return
-	}
 	kind, token, id, rest, err := parseHead(m.Data)
 	if err != nil {
 		a.conn.log.Warn("bus: asker got a malformed message", "err", err)
@@ -250,34 +282,6 @@ func (a *Asker) find(token uint64, id CallID) *pending {
 	return nil
 }
 
-// stored is the broker's acknowledgement of a call: only a refusal matters.
-func (a *Asker) stored(m *nats.Msg) {
-	if bytes.HasPrefix(m.Data, []byte(`{"stream"`)) || !bytes.Contains(m.Data, []byte(`"error"`)) && len(m.Header) == 0 {
-		return
-	}
-	token, err := strconv.ParseUint(m.Subject[len(a.inbox)+1:], 36, 64)
-	if err != nil {
-		return
-	}
-	fault := &Fault{Code: FaultBroker, Message: "the call queue refused the call"}
-	if m.Header.Get("Status") == "503" {
-		fault.Message = "no call queue answers"
-	} else if bytes.Contains(m.Data, []byte("maximum")) {
-		fault.Code, fault.Message = FaultQueueFull, "the call queue is full"
-	}
-	a.mu.Lock()
-	p := a.pending[token]
-	if p != nil && p.state == waiting {
-		delete(a.pending, token)
-	} else {
-		p = nil
-	}
-	a.mu.Unlock()
-	if p != nil {
-		p.done <- &Answer{Fault: fault}
-	}
-}
-
 // claimed grants a call once. Whoever claims it again, or too late, is refused.
 func (a *Asker) claimed(m *nats.Msg, token uint64, id CallID, worker string) {
 	now := time.Now()
@@ -286,6 +290,7 @@ func (a *Asker) claimed(m *nats.Msg, token uint64, id CallID, worker string) {
 	ok := p != nil && p.id == id && p.state == waiting && now.UnixNano() < p.deadline.Load()
 	if ok {
 		p.state, p.worker, p.granted = granted, worker, now
+		a.unqueue(p)
 		p.deadline.Store(now.Add(p.limits.Run + answerSlack).UnixNano())
 	}
 	a.mu.Unlock()
@@ -318,7 +323,7 @@ func (a *Asker) claimed(m *nats.Msg, token uint64, id CallID, worker string) {
 // latest at its deadline.
 func (a *Asker) send(p *pending, token uint64, to string) {
 	err := sendChunks(p.deferred, p.credits, time.Until(time.Unix(0, p.deadline.Load())), func(piece []byte) error {
-		return a.conn.nc.PublishRequest(to, a.inbox+"._", append(appendHead(nil, kindChunk, token, p.id), piece...))
+		return a.conn.nc.PublishRequest(to, a.inbox, append(appendHead(nil, kindChunk, token, p.id), piece...))
 	})
 	if err != nil && !errors.Is(err, context.DeadlineExceeded) {
 		a.conn.log.Warn("bus: sending a body failed", "err", err)
@@ -356,7 +361,7 @@ func (a *Asker) answered(m *nats.Msg, token uint64, id CallID, rest []byte) {
 		a.mu.Unlock()
 		return
 	}
-	delete(a.pending, token)
+	a.remove(token)
 	a.mu.Unlock()
 	p.done <- answer
 }
@@ -371,7 +376,7 @@ func (a *Asker) chunk(m *nats.Msg, token uint64, id CallID, piece []byte) {
 	p.answer.Payload = append(p.answer.Payload, piece...)
 	whole := int64(len(p.answer.Payload)) == p.total
 	if whole {
-		delete(a.pending, token)
+		a.remove(token)
 	}
 	a.mu.Unlock()
 	a.publish(m.Reply, appendHead(nil, kindCredit, token, id))

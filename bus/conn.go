@@ -42,6 +42,8 @@ func Connect(ctx context.Context, config ConnConfig) (*Conn, error) {
 		nats.InProcessServer(config.Server.inner),
 		nats.ReconnectWait(reconnectWait),
 		nats.MaxReconnects(-1),
+		// In process a write cannot hang on a network, and its deadline would cost a timer each.
+		nats.FlusherTimeout(0),
 		nats.ErrorHandler(func(_ *nats.Conn, sub *nats.Subscription, err error) {
 			subject := ""
 			if sub != nil {

@@ -33,16 +33,16 @@ const (
 func (c *Conn) EnsureCallPlane(ctx context.Context, memoryBytes int64) error {
 	for shard := range callShards {
 		_, err := c.js.CreateOrUpdateStream(ctx, jetstream.StreamConfig{
-			Name:      callStream(shard),
-			Subjects:  []string{fmt.Sprintf("%s.%d.*", subjectCall, shard)},
-			Retention: jetstream.WorkQueuePolicy,
-			Storage:   jetstream.MemoryStorage,
-			Discard:   jetstream.DiscardNew,
-			MaxBytes:  memoryBytes / callShards,
-			MaxAge:    queueAge,
-			Replicas:  1,
-			// The broker's own answer to every call needs no copy of what it stored.
+			Name:       callStream(shard),
+			Subjects:   []string{fmt.Sprintf("%s.%d.*", subjectCall, shard)},
+			Retention:  jetstream.WorkQueuePolicy,
+			Storage:    jetstream.MemoryStorage,
+			Discard:    jetstream.DiscardNew,
+			MaxBytes:   memoryBytes / callShards,
+			MaxAge:     queueAge,
+			Replicas:   1,
 			MaxMsgSize: maxPayload,
+			NoAck:      true, // see NewAsker
 		})
 		if err != nil {
 			return fmt.Errorf("bus: call stream %d: %w", shard, err)

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -21,7 +22,7 @@ const (
 
 // SlotHandler is told what comes to a slot, one call at a time, on the slot's own goroutine.
 type SlotHandler interface {
-	// Delivered: the parked pull was answered with a call. The slot is not parked any more.
+	// Delivered: the parked pull was answered with a call, one of as many as it asked for.
 	Delivered(d *Delivery)
 	// Granted: the claim was granted and the message settled; the event may be written.
 	Granted(d *Delivery)
@@ -60,14 +61,18 @@ func (q *Queue) NewSlot(handler SlotHandler) (*Slot, error) {
 	return s, nil
 }
 
-// Park asks for one call, for at most limit (and never longer than the bus's own bound).
-func (s *Slot) Park(priority int, limit time.Duration) error {
+// Park asks for up to batch calls, for at most limit (and never longer than the bus's own bound).
+// The slot is parked until that many were Delivered or it is Unparked.
+func (s *Slot) Park(priority, batch int, limit time.Duration) error {
 	limit = max(min(limit, pullLimit), time.Millisecond)
 	var buffer [96]byte
-	pull := append(buffer[:0], `{"batch":1,"group":"`+consumerGroup+`","priority":`...)
+	pull := append(buffer[:0], `{"group":"`+consumerGroup+`","priority":`...)
 	pull = append(pull, byte('0'+priority))
+	pull = append(pull, `,"batch":`...)
+	pull = strconv.AppendInt(pull, int64(batch), 10)
 	pull = append(pull, `,"expires":`...)
-	pull = fmt.Appendf(pull, "%d}", limit)
+	pull = strconv.AppendInt(pull, int64(limit), 10)
+	pull = append(pull, '}')
 	if err := s.queue.conn.nc.PublishRequest(s.queue.pullTo, s.inbox, pull); err != nil {
 		return fmt.Errorf("bus: park: %w", err)
 	}
@@ -300,7 +305,7 @@ type Delivery struct {
 	credits   chan struct{}
 }
 
-func (d *Delivery) asker() string { return subjectAsker + "." + d.from.asker + "._" }
+func (d *Delivery) asker() string { return subjectAsker + "." + d.from.asker }
 
 var (
 	ackDone     = []byte("+ACK")

@@ -14,7 +14,7 @@ const (
 	callShards = 8
 
 	subjectCall   = "c" // c.<shard>.<queue>: a call, stored in the home's call stream
-	subjectAsker  = "a" // a.<asker>: claims and answers; a.<asker>.<token>: the broker's acknowledgement
+	subjectAsker  = "a" // a.<asker>: claims and answers
 	subjectSlot   = "s" // s.<worker>.<n>: pulled calls, grants and refusals for one slot
 	subjectWorker = "w" // w.<worker>.<verb>: requests to one worker
 	subjectReport = "r" // r.<worker>: a worker's heartbeat

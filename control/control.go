@@ -192,7 +192,7 @@ func (c *Control) openParts(ctx context.Context) error {
 	c.settler = newSettler(c.quorum, c.conn.Objects(), log)
 	c.running.Go(func() { c.quorum.Lead(ctx, c.settler.run) })
 
-	if c.asker, err = c.conn.NewAsker(c.placement); err != nil {
+	if c.asker, err = c.conn.NewAsker(c.placement, c.config.QueueBytes); err != nil {
 		return err
 	}
 	c.onClose(func(context.Context) error { return c.asker.Close() })

@@ -56,6 +56,7 @@ file (idle-timeout: 90s). A flag is stronger than a variable, a variable than th
 		for _, name := range unknown {
 			log.Warn("this variable means nothing to doze dev", "variable", name)
 		}
+		shareMachine(os.Getenv)
 		signals := make(chan os.Signal, 2)
 		signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
 		defer signal.Stop(signals)

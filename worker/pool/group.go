@@ -26,6 +26,8 @@ const (
 	// heldPerInstance bounds the calls that wait here rather than in the queue.
 	heldPerInstance = 2
 	heldFloor       = 64
+	// hostBatch bounds how many calls a host asks for at once.
+	hostBatch = 16
 )
 
 // holding is one delivered call on its way to an instance.
@@ -53,7 +55,7 @@ type group struct {
 	served     mean // service times
 	start      mean
 	waited     time.Duration
-	parked     bool
+	parked     int // calls that the host's pull may still bring
 	closing    bool
 	superseded bool
 	paused     time.Time // no calls are asked for before
@@ -90,7 +92,7 @@ func (h *hostSlot) Delivered(d *bus.Delivery) {
 	g := (*group)(h)
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.parked = false
+	g.parked = max(0, g.parked-1)
 	g.hold(&holding{Delivery: d, since: d.DeliveredAt})
 	g.parkHost(d.DeliveredAt)
 }
@@ -122,7 +124,7 @@ func (h *hostSlot) Unparked(gone bool) {
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.parked = false
+	g.parked = 0
 	g.parkHost(time.Now())
 }
 
@@ -135,19 +137,25 @@ func (g *group) reopen() {
 	}
 }
 
-// parkHost asks for one more call, unless there are enough or none can be served.
+// parkHost asks for more calls, unless there are enough or none can be served. While calls wait
+// here it asks for several at once: one at a time would cost a request each.
 func (g *group) parkHost(now time.Time) {
-	if g.parked || g.closing || len(g.held) >= max(heldFloor, heldPerInstance*len(g.members)) || now.Before(g.paused) {
+	room := max(heldFloor, heldPerInstance*len(g.members)) - len(g.held)
+	if g.parked > 0 || g.closing || room <= 0 || now.Before(g.paused) {
 		return
 	}
 	if g.pool.config.Journal.Reserve() != nil {
 		return // the next tick looks again
 	}
-	if err := g.host.Park(bus.PriorityHost, time.Minute); err != nil {
+	batch := 1
+	if len(g.held) > 0 {
+		batch = min(room, hostBatch)
+	}
+	if err := g.host.Park(bus.PriorityHost, batch, time.Minute); err != nil {
 		g.pool.config.Logger.Warn("ask for calls", "function", g.spec.Function, "err", err)
 		return
 	}
-	g.parked = true
+	g.parked = batch
 }
 
 // hold takes in a delivered call: an instance that is free runs it, else it waits here while an

@@ -175,7 +175,7 @@ func (m *member) next() {
 	if m.parked || g.closing || g.pool.config.Journal.Reserve() != nil {
 		return // the next tick looks again
 	}
-	if err := m.slot.Park(bus.PriorityInstance, g.pool.config.IdleTimeout); err != nil {
+	if err := m.slot.Park(bus.PriorityInstance, 1, g.pool.config.IdleTimeout); err != nil {
 		g.pool.config.Logger.Warn("park", "function", g.spec.Function, "err", err)
 		return
 	}

@@ -165,7 +165,7 @@ func newWorld(t *testing.T, m *maker, idle time.Duration) *world {
 			t.Errorf("%d instances outlive the pool", n)
 		}
 	})
-	if w.asker, err = control.NewAsker(w); err != nil {
+	if w.asker, err = control.NewAsker(w, 64<<20); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = w.asker.Close() })
