@@ -74,6 +74,7 @@ type Pool struct {
 
 	mu      sync.Mutex
 	groups  map[bus.QueueID]*group
+	hosting chan struct{} // has one when there may be groups
 	closed  bool
 	stop    context.CancelFunc
 	ctx     context.Context
@@ -88,7 +89,7 @@ func New(config Config) *Pool {
 	ctx, stop := context.WithCancel(context.Background())
 	p := &Pool{
 		config: config, starts: make(chan struct{}, config.ConcurrentStarts), load: newCPULoad(),
-		groups: map[bus.QueueID]*group{}, ctx: ctx, stop: stop,
+		groups: map[bus.QueueID]*group{}, hosting: make(chan struct{}, 1), ctx: ctx, stop: stop,
 	}
 	p.running.Go(p.tend)
 	return p
@@ -110,6 +111,10 @@ func (p *Pool) Host(ctx context.Context, spec *dozev1.FunctionSpec) error {
 		return err
 	}
 	p.groups[id] = g
+	select {
+	case p.hosting <- struct{}{}:
+	default:
+	}
 	// New code or configuration of the same version: the old instances finish what they run, and end.
 	for _, other := range p.groups {
 		if other != g && other.spec.Account == spec.Account && other.spec.Function == spec.Function && other.spec.Version == spec.Version {
@@ -198,17 +203,30 @@ func (p *Pool) forget(g *group) {
 	}
 }
 
+// tend looks after the groups every tick, and rests while there are none.
 func (p *Pool) tend() {
 	ticker := time.NewTicker(tick)
 	defer ticker.Stop()
 	for {
+		groups := p.snapshot()
+		if len(groups) == 0 {
+			ticker.Stop()
+			select {
+			case <-p.ctx.Done():
+				return
+			case <-p.hosting:
+			}
+			ticker.Reset(tick)
+			continue
+		}
+		now := time.Now()
+		for _, g := range groups {
+			g.tend(now)
+		}
 		select {
 		case <-p.ctx.Done():
 			return
-		case now := <-ticker.C:
-			for _, g := range p.snapshot() {
-				g.tend(now)
-			}
+		case <-ticker.C:
 		}
 	}
 }

@@ -146,8 +146,9 @@ func (c *cgroups) open() error {
 		}
 	}
 	if dir := c.v1["cpu"]; dir != "" {
-		// Functions together weigh as much as one busy task for each CPU.
-		if err := write(dir, "cpu.shares", strconv.Itoa(1024*max(1, c.cpus))); err != nil {
+		// Functions together weigh as much as two busy tasks for each CPU: the platform, and who else
+		// is on the machine, must not starve them.
+		if err := write(dir, "cpu.shares", strconv.Itoa(2048*max(1, c.cpus))); err != nil {
 			return err
 		}
 	}
@@ -180,7 +181,7 @@ func (c *cgroups) open() error {
 		c.swap = true
 	}
 	if c.in2["cpu"] {
-		if err := write(c.unified, "cpu.weight", strconv.Itoa(min(10000, 100*max(1, c.cpus)))); err != nil {
+		if err := write(c.unified, "cpu.weight", strconv.Itoa(min(10000, 200*max(1, c.cpus)))); err != nil {
 			return err
 		}
 	}
