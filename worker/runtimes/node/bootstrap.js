@@ -88,31 +88,82 @@ function formatted(error) {
 
 // ------------------------------------------------------------------ Runtime API
 
-// Client keeps one connection. Answers come in the order of the requests; each request leaves an
-// entry in `waiting`.
+const CHUNK = 64 << 10; // what one read takes at most
+const HEAD = 8 << 10; // what is looked at first for the end of a head
+const MAX_HEAD = 1 << 20;
+
+// A header's name as it is looked for in a head.
+const LENGTH = '\r\ncontent-length:';
+const ENCODING = '\r\ntransfer-encoding:';
+const CONNECTION = '\r\nconnection:';
+const REQUEST_ID = '\r\nlambda-runtime-aws-request-id:';
+const DEADLINE = '\r\nlambda-runtime-deadline-ms:';
+const ARN = '\r\nlambda-runtime-invoked-function-arn:';
+const TRACE_ID = '\r\nlambda-runtime-trace-id:';
+const CLIENT_CONTEXT = '\r\nlambda-runtime-client-context:';
+const IDENTITY = '\r\nlambda-runtime-cognito-identity:';
+
+// Head is an answer's head. Headers are looked for when they are asked for: most never are.
+class Head {
+  constructor(text) {
+    this.text = text; // status line and headers, each with its end of line
+    this.lower = text.toLowerCase(); // Latin-1 keeps its length
+    this.status = Number(text.slice(9, 12));
+    const length = this.get(LENGTH);
+    this.length = length === undefined ? -1 : Number(length);
+    const encoding = this.get(ENCODING);
+    this.chunked = encoding !== undefined && encoding.toLowerCase() === 'chunked';
+    const connection = this.get(CONNECTION);
+    this.close = connection !== undefined && connection.toLowerCase() === 'close';
+  }
+
+  get(name) {
+    const at = this.lower.indexOf(name);
+    if (at < 0) return undefined;
+    const from = at + name.length;
+    return this.text.slice(from, this.text.indexOf('\r\n', from)).trim();
+  }
+}
+
+// LOST is the answer of a connection that ended without one.
+const LOST = new Head('HTTP/1.1 000 \r\n');
+
+function ignore() {}
+
+// Client keeps one connection. Answers come in the order of the requests; each request leaves in
+// `waiting` who takes its answer: (head, bytes, from, to), the bytes being lent for the call. Polls
+// leave onEvent.
+//
+// The socket reads into one buffer over and over (`onread`): no stream, and nothing allocated.
 class Client {
-  constructor(address) {
+  constructor(address, onEvent) {
     const colon = address.lastIndexOf(':');
     this.host = colon < 0 ? address : address.slice(0, colon).replace(/^\[|\]$/g, '');
     this.port = colon < 0 ? 80 : Number(address.slice(colon + 1));
     this.poll = `GET ${API}invocation/next HTTP/1.1\r\nHost: ${address}\r\nUser-Agent: doze-nodejs\r\n\r\n`;
     this.tail = ` HTTP/1.1\r\nHost: ${address}\r\nUser-Agent: doze-nodejs\r\nContent-Type: application/json\r\n`;
+    this.onEvent = onEvent;
     this.socket = null;
-    this.buffers = [];
-    this.size = 0;
-    this.head = null;
+    this.chunk = Buffer.allocUnsafeSlow(CHUNK);
+    this.store = null; // what came of an answer that is not whole yet
+    this.kept = 0; // bytes of it
+    this.head = null; // of that answer, once it is whole
+    this.accepted = undefined; // the last 202, whole: the next is the same
     this.waiting = [];
     this.failures = 0;
     this.held = true;
   }
 
   connect() {
-    const socket = net.connect({ host: this.host, port: this.port, noDelay: true });
-    this.socket = socket;
-    this.buffers = [];
-    this.size = 0;
+    this.store = null;
+    this.kept = 0;
     this.head = null;
-    socket.on('data', (data) => { if (socket === this.socket) this.received(data); });
+    const callback = (n) => {
+      if (socket === this.socket) this.received(socket, n);
+      return true; // read on
+    };
+    const socket = net.connect({ host: this.host, port: this.port, noDelay: true, onread: { buffer: this.chunk, callback } });
+    this.socket = socket;
     socket.on('error', (err) => { this.trouble = err; });
     socket.on('close', () => { if (socket === this.socket) this.lost(); });
     if (!this.held) socket.unref();
@@ -121,134 +172,149 @@ class Client {
   // hold decides whether the connection keeps the event loop alive: only while an event is awaited.
   hold(on) {
     this.held = on;
-    if (this.socket) on ? this.socket.ref() : this.socket.unref();
+    if (this.socket === null) return;
+    if (on) this.socket.ref();
+    else this.socket.unref();
   }
 
-  send(text, body, ...entries) {
-    if (!this.socket) this.connect();
-    this.waiting.push(...entries);
-    if (body === undefined) this.socket.write(text, 'latin1');
-    else this.socket.write(body);
+  next() {
+    if (this.socket === null) this.connect();
+    this.waiting.push(this.onEvent);
+    this.socket.write(this.poll, 'latin1');
   }
 
-  next(onEvent) {
-    this.send(this.poll, undefined, { poll: true, done: onEvent });
-  }
-
-  // post sends a result; with onEvent the request for the next event goes with it.
-  post(where, errorType, body, done, onEvent) {
+  // post sends a result; without done the request for the next event goes with it.
+  post(where, errorType, body, done) {
     let head = `POST ${API}${where}${this.tail}`;
     if (errorType !== undefined) {
       head += `Lambda-Runtime-Function-Error-Type: ${String(errorType).replace(/[^!-~]/g, '?')}\r\n`;
     }
-    const length = Buffer.byteLength(body, 'utf8');
-    const text = `${head}Content-Length: ${length}\r\n\r\n${body}${onEvent ? this.poll : ''}`;
-    const entries = [{ poll: false, done }];
-    if (onEvent) entries.push({ poll: true, done: onEvent });
-    this.send('', Buffer.from(text, 'utf8'), ...entries);
-  }
-
-  received(data) {
-    this.buffers.push(data);
-    this.size += data.length;
-    for (;;) {
-      if (this.head === null) {
-        const all = this.joined();
-        const end = all.indexOf('\r\n\r\n');
-        if (end < 0) {
-          if (this.size > 1 << 20) this.socket.destroy();
-          return;
-        }
-        this.head = parseHead(all.toString('latin1', 0, end));
-        this.take(all, end + 4);
-      }
-      const head = this.head;
-      if (head.status < 200) { this.head = null; continue; }
-      let body;
-      if (head.chunked) {
-        const all = this.joined();
-        const got = unchunk(all);
-        if (got === null) return;
-        body = got.body;
-        this.take(all, got.used);
-      } else if (head.length >= 0) {
-        if (this.size < head.length) return;
-        const all = this.joined();
-        body = all.subarray(0, head.length);
-        this.take(all, head.length);
-      } else if (head.status === 204) {
-        body = Buffer.alloc(0);
-      } else {
-        return; // ends with the connection
-      }
-      this.answered(head, body);
-      if (this.size === 0) return;
+    if (this.socket === null) this.connect();
+    head += `Content-Length: ${Buffer.byteLength(body, 'utf8')}\r\n\r\n${body}`;
+    if (done === undefined) {
+      head += this.poll;
+      this.waiting.push(ignore, this.onEvent);
+    } else {
+      this.waiting.push(done);
     }
+    this.socket.write(head, 'utf8');
   }
 
-  joined() {
-    if (this.buffers.length !== 1) this.buffers = [Buffer.concat(this.buffers, this.size)];
-    return this.buffers[0];
+  // received takes the n bytes that are in chunk.
+  received(socket, n) {
+    if (this.kept === 0) {
+      const used = this.parse(socket, this.chunk, n);
+      if (used < n && socket === this.socket) this.keep(used, n);
+      return;
+    }
+    this.keep(0, n);
+    const used = this.parse(socket, this.store, this.kept);
+    if (used === 0 || socket !== this.socket) return;
+    this.store.copyWithin(0, used, this.kept);
+    this.kept -= used;
+    if (this.kept === 0) this.store = null;
   }
 
-  take(all, n) {
-    this.size -= n;
-    this.buffers = this.size === 0 ? [] : [all.subarray(n)];
+  // keep adds to store what is in chunk.
+  keep(from, to) {
+    const need = this.kept + to - from;
+    if (this.store === null || this.store.length < need) {
+      const expected = this.head === null ? 0 : Math.min(this.head.length, 8 << 20);
+      const bigger = Buffer.allocUnsafeSlow(Math.max(need, 2 * this.kept, expected));
+      if (this.store !== null) this.store.copy(bigger, 0, 0, this.kept);
+      this.store = bigger;
+    }
+    this.chunk.copy(this.store, this.kept, from, to);
+    this.kept = need;
   }
 
-  answered(head, body) {
+  // parse hands on the answers that are whole in data's first `end` bytes and returns how many
+  // bytes it has used.
+  parse(socket, data, end) {
+    let at = 0;
+    while (at < end) {
+      let head = this.head;
+      if (head === null) {
+        let text = data.toString('latin1', at, Math.min(end, at + HEAD));
+        if (this.accepted !== undefined && this.waiting[0] === ignore && text.startsWith(this.accepted)) {
+          this.waiting.shift();
+          this.failures = 0;
+          at += this.accepted.length;
+          if (at === end) return at;
+          text = text.slice(this.accepted.length);
+        }
+        let blank = text.indexOf('\r\n\r\n');
+        if (blank < 0) {
+          if (end - at > HEAD) {
+            text = data.toString('latin1', at, end);
+            blank = text.indexOf('\r\n\r\n');
+          }
+          if (blank < 0) {
+            if (end - at > MAX_HEAD) socket.destroy();
+            return at;
+          }
+        }
+        head = new Head(text.slice(0, blank + 2));
+        if (head.status === 202 && !head.close && !head.chunked && text.length >= blank + 4 + head.length) {
+          this.accepted = text.slice(0, blank + 4 + head.length);
+        }
+        at += blank + 4;
+        if (head.status < 200) continue;
+        this.head = head;
+      }
+      if (head.chunked) {
+        const got = unchunk(data.subarray(at, end));
+        if (got === null) return at;
+        at += got.used;
+        this.answered(head, got.body, 0, got.body.length);
+      } else if (head.length >= 0 || head.status === 204) {
+        const from = at;
+        if (head.length > 0) at += head.length;
+        if (at > end) return from;
+        this.answered(head, data, from, at);
+      } else {
+        return at; // ends with the connection
+      }
+      if (socket !== this.socket) return at;
+    }
+    return at;
+  }
+
+  answered(head, data, from, to) {
     this.head = null;
     this.failures = 0;
-    const entry = this.waiting.shift();
+    const done = this.waiting.shift();
     if (head.close) {
       const socket = this.socket;
       this.socket = null;
-      socket.destroy();
+      if (socket !== null) socket.destroy();
       this.pollAgain();
     }
-    if (entry && entry.done) entry.done(head, body);
+    if (done !== undefined) done(head, data, from, to);
   }
 
   // lost: the connection ended. A result on its way is taken for delivered or timed out, as the
   // server decides; a poll is sent again.
   lost() {
     this.socket = null;
-    if (this.head !== null && !this.head.chunked && this.head.length < 0) {
-      this.answered({ ...this.head, close: false }, this.joined());
+    const head = this.head;
+    if (head !== null && !head.chunked && !(head.length >= 0)) {
+      head.close = false;
+      this.answered(head, this.store || this.chunk, 0, this.kept);
     }
-    while (this.waiting.length > 0 && !this.waiting[0].poll) {
-      const entry = this.waiting.shift();
-      if (entry.done) entry.done({ status: 0, headers: {} }, Buffer.alloc(0));
-    }
+    while (this.waiting.length > 0 && this.waiting[0] !== this.onEvent) this.waiting.shift()(LOST, this.chunk, 0, 0);
     this.pollAgain();
   }
 
   pollAgain() {
-    if (this.waiting.length === 0 || this.socket) return;
+    if (this.waiting.length === 0 || this.socket !== null) return;
     if (++this.failures > 3) {
       writeOut(2, `doze: Runtime API is gone: ${this.trouble ? this.trouble.message : 'connection closed'}\n`);
       process.exit(1);
     }
-    const [entry] = this.waiting;
     this.waiting = [];
-    this.next(entry.done);
+    this.next();
   }
-}
-
-function parseHead(text) {
-  const lines = text.split('\r\n');
-  const headers = Object.create(null);
-  for (let n = 1; n < lines.length; n++) {
-    const colon = lines[n].indexOf(':');
-    if (colon > 0) headers[lines[n].slice(0, colon).toLowerCase()] = lines[n].slice(colon + 1).trim();
-  }
-  return {
-    status: Number(lines[0].split(' ')[1]),
-    headers,
-    length: headers['content-length'] === undefined ? -1 : Number(headers['content-length']),
-    chunked: (headers['transfer-encoding'] || '').toLowerCase() === 'chunked',
-    close: (headers.connection || '').toLowerCase() === 'close',
-  };
 }
 
 function unchunk(all) {
@@ -346,23 +412,43 @@ async function loadHandler(root, handler) {
 let handlerFunction;
 let client;
 let current = null; // the invocation that has no answer yet
+let traceId; // what _X_AMZN_TRACE_ID was set to; process.env is slow
+
+const FUNCTION_VERSION = process.env.AWS_LAMBDA_FUNCTION_VERSION;
+const FUNCTION_NAME = process.env.AWS_LAMBDA_FUNCTION_NAME;
+const MEMORY_SIZE = process.env.AWS_LAMBDA_FUNCTION_MEMORY_SIZE;
+const LOG_GROUP_NAME = process.env.AWS_LAMBDA_LOG_GROUP_NAME;
+const LOG_STREAM_NAME = process.env.AWS_LAMBDA_LOG_STREAM_NAME;
 
 class Invocation {
   constructor(id) {
     this.id = id;
-    this.wait = true; // callbackWaitsForEmptyEventLoop
+    this.context = null;
     this.settled = false; // the handler said what it answers
     this.failed = false;
     this.value = undefined;
   }
 
-  // settle takes the first answer; with wait it is sent when the event loop is empty.
+  // settle takes the first answer.
   settle(failed, value) {
     if (this.settled || current !== this) return;
     this.settled = true;
     this.failed = failed;
     this.value = value;
-    if (!this.wait) this.send();
+  }
+
+  // called is the callback: its answer is sent when the event loop is empty, unless the function
+  // said that it must not wait.
+  called(failed, value) {
+    if (this.settled || current !== this) return;
+    this.settle(failed, value);
+    if (!this.context.callbackWaitsForEmptyEventLoop) this.send();
+  }
+
+  // finish takes an answer, where there is none yet, and sends it at once.
+  finish(failed, value) {
+    this.settle(failed, value);
+    this.send();
   }
 
   send() {
@@ -386,8 +472,12 @@ class Invocation {
     }
     current = null;
     client.hold(true);
-    client.post(`invocation/${this.id}/${this.failed ? 'error' : 'response'}`, errorType, body, null, onEvent);
+    client.post(`invocation/${this.id}/${this.failed ? 'error' : 'response'}`, errorType, body);
   }
+}
+
+function toError(err) {
+  return isError(err) ? err : new Error(err);
 }
 
 function parseHeader(text) {
@@ -395,68 +485,58 @@ function parseHeader(text) {
   return JSON.parse(Buffer.from(text, 'latin1').toString('utf8'));
 }
 
-function makeContext(invocation, headers) {
-  const deadline = Number(headers['lambda-runtime-deadline-ms']) || 0;
-  const finish = (failed, value) => {
-    invocation.wait = false;
-    invocation.settle(failed, value);
-    if (invocation.settled) invocation.send();
-  };
-  const toError = (err) => (isError(err) ? err : new Error(err));
+function makeContext(invocation, head) {
+  const deadline = head.get(DEADLINE);
   return {
-    get callbackWaitsForEmptyEventLoop() { return invocation.wait; },
-    set callbackWaitsForEmptyEventLoop(value) { invocation.wait = Boolean(value); },
-    functionVersion: process.env.AWS_LAMBDA_FUNCTION_VERSION,
-    functionName: process.env.AWS_LAMBDA_FUNCTION_NAME,
-    memoryLimitInMB: process.env.AWS_LAMBDA_FUNCTION_MEMORY_SIZE,
-    logGroupName: process.env.AWS_LAMBDA_LOG_GROUP_NAME,
-    logStreamName: process.env.AWS_LAMBDA_LOG_STREAM_NAME,
-    clientContext: parseHeader(headers['lambda-runtime-client-context']),
-    identity: parseHeader(headers['lambda-runtime-cognito-identity']),
-    invokedFunctionArn: headers['lambda-runtime-invoked-function-arn'],
+    callbackWaitsForEmptyEventLoop: true,
+    functionVersion: FUNCTION_VERSION,
+    functionName: FUNCTION_NAME,
+    memoryLimitInMB: MEMORY_SIZE,
+    logGroupName: LOG_GROUP_NAME,
+    logStreamName: LOG_STREAM_NAME,
+    clientContext: parseHeader(head.get(CLIENT_CONTEXT)),
+    identity: parseHeader(head.get(IDENTITY)),
+    invokedFunctionArn: head.get(ARN),
     awsRequestId: invocation.id,
-    getRemainingTimeInMillis: () => Math.max(0, deadline - Date.now()),
-    done: (err, value) => (err === undefined || err === null ? finish(false, value) : finish(true, toError(err))),
-    succeed: (value) => finish(false, value),
-    fail: (err) => finish(true, err === undefined || err === null ? new Error('handled') : toError(err)),
+    getRemainingTimeInMillis: () => Math.max(0, (Number(deadline) || 0) - Date.now()),
+    done: (err, value) => (err === undefined || err === null ? invocation.finish(false, value) : invocation.finish(true, toError(err))),
+    succeed: (value) => invocation.finish(false, value),
+    fail: (err) => invocation.finish(true, err === undefined || err === null ? new Error('handled') : toError(err)),
   };
 }
 
-function onEvent(head, body) {
+function onEvent(head, data, from, to) {
   if (head.status !== 200) {
-    writeOut(2, `doze: Runtime API answered ${head.status} to next: ${body.toString('utf8')}\n`);
+    writeOut(2, `doze: Runtime API answered ${head.status} to next: ${data.toString('utf8', from, to)}\n`);
     process.exit(1);
   }
-  const headers = head.headers;
-  requestId = headers['lambda-runtime-aws-request-id'];
-  const trace = headers['lambda-runtime-trace-id'];
-  if (trace === undefined) delete process.env._X_AMZN_TRACE_ID;
-  else if (process.env._X_AMZN_TRACE_ID !== trace) process.env._X_AMZN_TRACE_ID = trace;
+  requestId = head.get(REQUEST_ID);
+  const trace = head.get(TRACE_ID);
+  if (trace !== traceId) {
+    traceId = trace;
+    if (trace === undefined) delete process.env._X_AMZN_TRACE_ID;
+    else process.env._X_AMZN_TRACE_ID = trace;
+  }
 
   const invocation = new Invocation(requestId);
   current = invocation;
   client.hold(false); // an event loop that runs empty answers
   let result;
   try {
-    const event = JSON.parse(body.toString('utf8'));
-    const context = makeContext(invocation, headers);
+    const event = JSON.parse(data.toString('utf8', from, to));
+    const context = makeContext(invocation, head);
+    invocation.context = context;
     result = handlerFunction(event, context, (err, value) => {
-      if (err === undefined || err === null) invocation.settle(false, value);
-      else invocation.settle(true, isError(err) ? err : new Error(err));
+      if (err === undefined || err === null) invocation.called(false, value);
+      else invocation.called(true, toError(err));
     });
   } catch (err) {
-    invocation.wait = false;
-    invocation.settle(true, err);
+    invocation.finish(true, err);
     return;
   }
   if (result !== null && result !== undefined && typeof result.then === 'function') {
     // A promise answers at once, also where a callback has settled what the answer is.
-    const now = (failed) => (value) => {
-      invocation.wait = false;
-      invocation.settle(failed, value);
-      invocation.send();
-    };
-    result.then(now(false), now(true));
+    result.then((value) => invocation.finish(false, value), (err) => invocation.finish(true, err));
   }
 }
 
@@ -487,7 +567,7 @@ process.on('unhandledRejection', (reason) => {
 });
 
 async function main() {
-  client = new Client(ADDRESS);
+  client = new Client(ADDRESS, onEvent);
   patchConsole();
   process.argv.length = 1;
   try {
@@ -496,7 +576,7 @@ async function main() {
     fatal('Uncaught Exception', error, 1);
     return;
   }
-  client.next(onEvent);
+  client.next();
 }
 
 main();
