@@ -216,6 +216,15 @@ func (n *Node) Failed() <-chan struct{} { return n.fsm.failed }
 // Err is why Failed is closed, else nil.
 func (n *Node) Err() error { return n.fsm.err() }
 
+// LogErr is why the last write of the log failed, nil when it did not: the disk is full, most likely.
+// The node does not lead until a write succeeds; it tries again by itself.
+func (n *Node) LogErr() error {
+	if err := n.store.Err(); err != nil {
+		return fmt.Errorf("quorum: the log cannot be written: %w", err)
+	}
+	return nil
+}
+
 // Close leaves in order: it refuses new calls, lets those under way end (for at most 5 s), hands
 // leadership over if there is somebody to take it, and closes the stores. What was acknowledged is
 // on the disk in any case. Further calls answer the same as the first.
