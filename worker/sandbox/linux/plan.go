@@ -86,7 +86,9 @@ func (s *Sandbox) prepare(control, cgroup int, uid int, tmp, memory int64) *prog
 		p.into = true
 	}
 	p.call("set the parent death signal", unix.SYS_PRCTL, imm(unix.PR_SET_PDEATHSIG), imm(int(unix.SIGKILL)))
-	p.signals(ignored, 0)
+	// Not only those of the launcher: what started the worker may ignore others (glibc's posix_spawn
+	// ignores 32 and 33 for whomever make starts).
+	p.signals(everySignal(), 0)
 	p.call("unshare namespaces", unix.SYS_UNSHARE, imm(unix.CLONE_NEWNS|unix.CLONE_NEWUTS|unix.CLONE_NEWIPC|unix.CLONE_NEWNET))
 	p.listener()
 	p.call("watch children", unix.SYS_SIGNALFD4, imm(-1), p.sigset(unix.SIGCHLD), imm(8), imm(unix.SFD_CLOEXEC|unix.SFD_NONBLOCK)).Save = 1 + stage.SignalReg
@@ -225,6 +227,17 @@ func (p *program) identity(uid int) {
 	p.call("setresuid", unix.SYS_SETRESUID, imm(uid), imm(uid), imm(uid))
 	header := binary.NativeEndian.AppendUint32(nil, unix.LINUX_CAPABILITY_VERSION_3)
 	p.call("drop capabilities", unix.SYS_CAPSET, p.data(append(header, 0, 0, 0, 0)), p.data(make([]byte, 24)))
+}
+
+// everySignal is all whose disposition can be set.
+func everySignal() []unix.Signal {
+	var list []unix.Signal
+	for sig := unix.Signal(1); sig <= 64; sig++ {
+		if sig != unix.SIGKILL && sig != unix.SIGSTOP {
+			list = append(list, sig)
+		}
+	}
+	return list
 }
 
 // signals gives each signal the handler 0 (default) or 1 (ignore).
