@@ -379,6 +379,9 @@ func (m *member) finish(c *holding, r *instance.Result) {
 func (m *member) Ended(*instance.Instance) {
 	m.turn()
 	g := m.group
+	// The pool's Close waits for what is done here: it must know of it before the member is gone.
+	g.pool.running.Add(1)
+	defer g.pool.running.Done()
 	g.mu.Lock()
 	m.ready, m.ended = false, true
 	retired := m.retiring
