@@ -21,8 +21,14 @@ const (
 	// linger is how long an incarnation without instances stays hosted: a crash loop or a burst of
 	// short-lived instances does not go back to sleep between two calls.
 	linger = time.Second
+	// reopenLimit is how long a queue that is gone is waited for before calls are asked for again, and
+	// reopenPause how often it is looked for.
+	reopenLimit = 5 * time.Second
+	reopenPause = 50 * time.Millisecond
 	// memoryPause is how long a worker without memory asks for no more calls of an incarnation.
 	memoryPause = 50 * time.Millisecond
+	// firstStart is what a start is taken to cost before there was one.
+	firstStart = 50 * time.Millisecond
 	// heldPerInstance bounds the calls that wait here rather than in the queue.
 	heldPerInstance = 2
 	heldFloor       = 64
@@ -47,13 +53,15 @@ type group struct {
 	queue *bus.Queue
 	host  *bus.Slot
 
-	mu         sync.Mutex
-	members    []*member
-	held       []*holding
-	launching  int // starts that wait for their turn
-	busy       int
-	served     mean // service times
-	start      mean
+	mu        sync.Mutex
+	members   []*member
+	held      []*holding
+	launching int // starts that wait for their turn
+	busy      int
+	served    mean // service times
+	// start is the least time that a start has taken: what it costs, without what it waited for the
+	// CPU because others started too.
+	start      time.Duration
 	waited     time.Duration
 	parked     int // calls that the host's pull may still bring
 	closing    bool
@@ -128,12 +136,22 @@ func (h *hostSlot) Unparked(gone bool) {
 	g.parkHost(time.Now())
 }
 
-// reopen makes the queue's consumer anew after it went away.
+// reopen makes the queue's consumer anew after it went away. When the queues themselves are gone
+// it waits for them, so that nobody asks for calls over and over meanwhile.
 func (g *group) reopen() {
-	ctx, cancel := context.WithTimeout(g.pool.ctx, 5*time.Second)
+	ctx, cancel := context.WithTimeout(g.pool.ctx, reopenLimit)
 	defer cancel()
-	if _, err := g.pool.config.Conn.OpenQueue(ctx, g.pool.config.Worker, g.id); err != nil {
-		g.pool.config.Logger.Warn("reopen call queue", "function", g.spec.Function, "err", err)
+	for {
+		_, err := g.pool.config.Conn.OpenQueue(ctx, g.pool.config.Worker, g.id)
+		if err == nil {
+			return
+		}
+		select {
+		case <-time.After(reopenPause):
+		case <-ctx.Done():
+			g.pool.config.Logger.Warn("reopen call queue", "function", g.spec.Function, "err", err)
+			return
+		}
 	}
 }
 
@@ -263,11 +281,11 @@ func (g *group) schedule() {
 
 func (g *group) demand() demand {
 	d := demand{
-		held: len(g.held), served: g.served.count, service: g.served.value, start: g.start.value,
+		held: len(g.held), served: g.served.count, service: g.served.value, start: g.start,
 		waited: g.waited, cores: g.pool.load.cores, limit: int(g.spec.GetReservedConcurrency()),
 	}
-	if g.start.count == 0 {
-		d.start = 50 * time.Millisecond
+	if g.start == 0 {
+		d.start = firstStart
 	}
 	d.cpuFree = d.waited < d.start || g.pool.load.spare(time.Now())
 	for _, m := range g.members {

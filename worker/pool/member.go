@@ -292,7 +292,9 @@ func (m *member) Ready(_ *instance.Instance, init time.Duration) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	m.up, m.ready, m.lastUsed = true, true, time.Now()
-	g.start.add(m.lastUsed.Sub(m.created))
+	if took := m.lastUsed.Sub(m.created); g.start == 0 || took < g.start {
+		g.start = took
+	}
 	m.next()
 }
 
