@@ -51,8 +51,10 @@ func attributes() *syscall.SysProcAttr {
 	return &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 }
 
-// limit sets the resource limits that need no right. Children inherit them.
+// limit sets the resource limits that need no right, and takes back the priority that the platform
+// may have. Children inherit both.
 func limit(pid int) {
+	unix.Setpriority(unix.PRIO_PROCESS, pid, 0)
 	unix.Prlimit(pid, unix.RLIMIT_CORE, &unix.Rlimit{}, nil)
 	unix.Prlimit(pid, unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 1024, Max: 1024}, nil)
 }
