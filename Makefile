@@ -21,9 +21,9 @@ demo: build ## the whole story on this machine: cold, warm, 200 at once, asleep 
 	@exec bin/demo
 
 .PHONY: bench
-bench: build ## doze measured beside plain baselines, in at most ten minutes (JSON=FILE writes the figures too)
+bench: build ## doze measured beside plain baselines, in at most ten minutes (JSON=FILE, QUICK=1, ROWS=regexp)
 	CGO_ENABLED=0 go build -trimpath -tags lambda.norpc -ldflags '-s -w' -o bin/bench-go ./deploy/bench/go
-	bin/doze bench $(if $(JSON),--out '$(JSON)')
+	bin/doze bench $(if $(QUICK),--quick) $(if $(ROWS),--rows '$(ROWS)') $(if $(JSON),--out '$(JSON)')
 
 # -race needs gcc.
 .PHONY: test
