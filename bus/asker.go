@@ -71,6 +71,7 @@ const (
 
 type pending struct {
 	id        CallID
+	call      *Call // its caller's, until Ask returns
 	queue     QueueID
 	tag       any
 	size      int64
@@ -139,7 +140,7 @@ func (a *Asker) InFlight() int {
 func (a *Asker) Ask(queue QueueID, call *Call, limits AskLimits, tag any) *Answer {
 	now := time.Now()
 	p := &pending{
-		id: call.ID, queue: queue, tag: tag, limits: limits, published: now, nextWake: now.Add(wakeAfter),
+		id: call.ID, call: call, queue: queue, tag: tag, limits: limits, published: now, nextWake: now.Add(wakeAfter),
 		done: make(chan *Answer, 1), total: -1,
 	}
 	p.deadline.Store(now.Add(limits.Queue).UnixNano())
@@ -155,12 +156,7 @@ func (a *Asker) Ask(queue QueueID, call *Call, limits AskLimits, tag any) *Answe
 		return &Answer{Fault: &Fault{Code: FaultQueueFull, Message: "the call queue is full"}}
 	}
 
-	buffer := bufferPool.Get().(*[]byte)
-	message := appendCall((*buffer)[:0], address{a.id, token}, call, p.deferred != nil)
-	err := a.conn.nc.Publish(queue.subject(), message)
-	*buffer = message
-	bufferPool.Put(buffer)
-	if err != nil {
+	if err := a.publishCall(token, p); err != nil {
 		a.forget(token)
 		return &Answer{Fault: &Fault{Code: FaultBroker, Message: fmt.Sprintf("publish call: %v", err)}}
 	}
@@ -181,6 +177,29 @@ func (a *Asker) Ask(queue QueueID, call *Call, limits AskLimits, tag any) *Answe
 			}
 			// The grant came in the same instant and moved the deadline.
 			timer.Reset(time.Millisecond)
+		}
+	}
+}
+
+// publishCall puts a call into its queue.
+func (a *Asker) publishCall(token uint64, p *pending) error {
+	buffer := bufferPool.Get().(*[]byte)
+	defer bufferPool.Put(buffer)
+	*buffer = appendCall((*buffer)[:0], address{a.id, token}, p.call, p.deferred != nil)
+	return a.conn.nc.Publish(p.queue.subject(), *buffer)
+}
+
+// Republish puts every call that nobody has claimed into its queue once more: after the queues have
+// been lost. A call that was not lost and now comes twice is granted once.
+func (a *Asker) Republish() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for token, p := range a.pending {
+		if p.state != waiting {
+			continue
+		}
+		if err := a.publishCall(token, p); err != nil {
+			a.conn.log.Warn("bus: publish a call again", "err", err)
 		}
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"sync"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -33,13 +34,18 @@ type Conn struct {
 	nc  *nats.Conn
 	js  jetstream.JetStream
 	log *slog.Logger
+
+	mu    sync.Mutex
+	slots map[*Slot]struct{}
 }
 
 // Connect connects, or fails with ctx.
 func Connect(ctx context.Context, config ConnConfig) (*Conn, error) {
+	c := &Conn{log: config.Logger, slots: make(map[*Slot]struct{})}
 	options := []nats.Option{
 		nats.Name(config.Name),
-		nats.InProcessServer(config.Server.inner),
+		nats.InProcessServer(config.Server),
+		nats.ReconnectHandler(func(*nats.Conn) { c.reconnected() }),
 		nats.ReconnectWait(reconnectWait),
 		nats.MaxReconnects(-1),
 		// In process a write cannot hang on a network, and its deadline would cost a timer each.
@@ -55,16 +61,29 @@ func Connect(ctx context.Context, config ConnConfig) (*Conn, error) {
 	if deadline, ok := ctx.Deadline(); ok {
 		options = append(options, nats.Timeout(time.Until(deadline)))
 	}
-	nc, err := nats.Connect("", options...)
-	if err != nil {
+	var err error
+	if c.nc, err = nats.Connect("", options...); err != nil {
 		return nil, fmt.Errorf("bus: connect: %w", err)
 	}
-	js, err := jetstream.New(nc)
-	if err != nil {
-		nc.Close()
+	if c.js, err = jetstream.New(c.nc); err != nil {
+		c.nc.Close()
 		return nil, fmt.Errorf("bus: jetstream: %w", err)
 	}
-	return &Conn{nc: nc, js: js, log: config.Logger}, nil
+	return c, nil
+}
+
+// reconnected tells every slot that its pull is lost, by a message from itself: so that it comes in
+// turn with what else comes to it.
+func (c *Conn) reconnected() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for s := range c.slots {
+		lost := nats.NewMsg(s.inbox)
+		lost.Header.Set("Status", statusGone)
+		if err := c.nc.PublishMsg(lost); err != nil {
+			c.log.Warn("bus: end pull", "err", err)
+		}
+	}
 }
 
 // Close flushes what was published and closes the connection. Subscriptions end.

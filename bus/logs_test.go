@@ -175,7 +175,7 @@ func TestLogsDoNotWait(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.server.inner.Shutdown()
+	s.server.inner.Load().Shutdown()
 	text := strings.Repeat("x", 60<<10)
 	chunk := &dozev1.LogChunk{Account: "1", Function: "f", Lines: lines(time.Now(), text)}
 	begun := time.Now()

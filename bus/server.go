@@ -5,6 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
+	"net/http"
+	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
@@ -38,22 +41,28 @@ type ServerConfig struct {
 
 // Server is an embedded NATS server with JetStream.
 type Server struct {
-	inner *server.Server
+	config ServerConfig
+	inner  atomic.Pointer[server.Server]
 }
 
 // StartServer starts an embedded server that listens nowhere: connections are made in process. It
 // returns when the server is ready for them.
 func StartServer(config ServerConfig) (*Server, error) {
-	options := &server.Options{
-		ServerName:         config.Name,
+	s := &Server{config: config}
+	return s, s.start()
+}
+
+func (s *Server) start() error {
+	inner, err := server.NewServer(&server.Options{
+		ServerName:         s.config.Name,
 		DontListen:         true,
 		NoSigs:             true,
 		JetStream:          true,
-		StoreDir:           config.StoreDir,
-		JetStreamMaxMemory: config.MemoryBytes,
-		JetStreamMaxStore:  config.StoreBytes,
-		SyncInterval:       config.SyncInterval,
-		SyncAlways:         config.SyncInterval == 0,
+		StoreDir:           s.config.StoreDir,
+		JetStreamMaxMemory: s.config.MemoryBytes,
+		JetStreamMaxStore:  s.config.StoreBytes,
+		SyncInterval:       s.config.SyncInterval,
+		SyncAlways:         s.config.SyncInterval == 0,
 		MaxPayload:         maxPayload,
 		MaxPending:         maxPending,
 		// Awake functions each own a consumer; the default cap is far below a busy node's number.
@@ -61,40 +70,63 @@ func StartServer(config ServerConfig) (*Server, error) {
 		DisableJetStreamBanner: true,
 		// A publisher is never slowed for the sake of a slow reader: the bounds refuse instead.
 		NoFastProducerStall: true,
-	}
-	inner, err := server.NewServer(options)
+	})
 	if err != nil {
-		return nil, fmt.Errorf("bus: configure server: %w", err)
+		return fmt.Errorf("bus: configure server: %w", err)
 	}
-	inner.SetLoggerV2(serverLog{config.Logger}, false, false, false)
+	inner.SetLoggerV2(serverLog{s.config.Logger}, false, false, false)
 	inner.Start()
 	if !inner.ReadyForConnections(startLimit) {
 		inner.Shutdown()
-		return nil, fmt.Errorf("bus: embedded NATS server did not become ready within %v", startLimit)
+		return fmt.Errorf("bus: embedded NATS server did not become ready within %v", startLimit)
 	}
 	if !inner.JetStreamEnabled() {
 		inner.Shutdown()
-		return nil, errors.New("bus: JetStream did not start; the log says why (is the data folder writable and the disk not full?)")
+		return errors.New("bus: JetStream did not start; the log says why (is the data folder writable and the disk not full?)")
 	}
-	return &Server{inner: inner}, nil
+	s.inner.Store(inner)
+	return nil
 }
 
-// Healthy is nil while the durable plane works. JetStream shuts itself down when its disk is full.
+// InProcessConn implements nats.InProcessConnProvider: a client that lost its connection to a
+// restart finds the new server.
+func (s *Server) InProcessConn() (net.Conn, error) { return s.inner.Load().InProcessConn() }
+
+// Healthy is nil while every stream can be written. A stream that met a failing write, for lack of
+// room most likely, takes nothing more until Restart. It reads folders: ask once a second, not for
+// each request.
 func (s *Server) Healthy() error {
-	if !s.inner.Running() {
+	inner := s.inner.Load()
+	if !inner.Running() {
 		return errors.New("bus: NATS server has stopped")
 	}
-	if !s.inner.JetStreamEnabled() {
-		return errors.New("bus: JetStream has shut down (is the disk full?)")
+	if health := inner.Healthz(&server.HealthzOptions{}); health.StatusCode != http.StatusOK {
+		return fmt.Errorf("bus: %s", health.Error)
 	}
 	return nil
+}
+
+// Restart ends the server and starts it anew on its files. Connections come back by themselves; of
+// what was on its way that moment some may be lost. So are the call queues, which are in memory:
+// EnsureCallPlane makes them again, and then each Asker is to Republish what waits.
+//
+// It restarts all of the server because JetStream alone (nats-server v2.15), shut down and enabled
+// again, handles each request twice.
+func (s *Server) Restart() error {
+	s.stop()
+	return s.start()
 }
 
 // Close stops the server and waits until its files are closed.
 func (s *Server) Close(context.Context) error {
-	s.inner.Shutdown()
-	s.inner.WaitForShutdown()
+	s.stop()
 	return nil
+}
+
+func (s *Server) stop() {
+	inner := s.inner.Load()
+	inner.Shutdown()
+	inner.WaitForShutdown()
 }
 
 // serverLog hands the server's log lines to slog: its notices are our debug, since an operator of

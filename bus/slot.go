@@ -20,6 +20,9 @@ const (
 	PriorityHost     = 1
 )
 
+// statusGone is what a pull is told that reaches no queue.
+const statusGone = "503"
+
 // SlotHandler is told what comes to a slot, one call at a time, on the slot's own goroutine.
 type SlotHandler interface {
 	// Delivered: the parked pull was answered with a call, one of as many as it asked for.
@@ -58,6 +61,9 @@ func (q *Queue) NewSlot(handler SlotHandler) (*Slot, error) {
 	}
 	sub.SetClosedHandler(func(string) { close(s.drained) })
 	s.sub = sub
+	q.conn.mu.Lock()
+	defer q.conn.mu.Unlock()
+	q.conn.slots[s] = struct{}{}
 	return s, nil
 }
 
@@ -114,6 +120,9 @@ func (s *Slot) Abandon(age time.Duration) []*Delivery {
 // Close withdraws the slot's pull, lets what is on its way arrive (Delivered may still be called),
 // waits for that and for answers that are being sent, and ends the subscription.
 func (s *Slot) Close() error {
+	s.queue.conn.mu.Lock()
+	delete(s.queue.conn.slots, s)
+	s.queue.conn.mu.Unlock()
 	if err := s.sub.Drain(); err != nil && !errors.Is(err, nats.ErrBadSubscription) && !errors.Is(err, nats.ErrConnectionClosed) {
 		return fmt.Errorf("bus: drain slot: %w", err)
 	}
@@ -146,7 +155,7 @@ func (s *Slot) receive(m *nats.Msg) {
 	if len(m.Header) > 0 {
 		// A status of the pull: 408 its limit passed, 404/409 it was refused, 503 nobody is there.
 		status := m.Header.Get("Status")
-		gone := status == "503" || status == "409" && strings.Contains(m.Header.Get("Description"), "Deleted")
+		gone := status == statusGone || status == "409" && strings.Contains(m.Header.Get("Description"), "Deleted")
 		s.handler.Unparked(gone)
 		return
 	}

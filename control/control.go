@@ -76,6 +76,7 @@ type Control struct {
 	logs      *bus.Logs
 	events    *bus.Events
 	settler   *settler
+	storage   *storage
 
 	stop    context.CancelFunc
 	running sync.WaitGroup
@@ -165,6 +166,7 @@ func (c *Control) openBus(ctx context.Context) error {
 // openParts makes what stands on the bus and the state. Its order is the reverse of how they end.
 func (c *Control) openParts(ctx context.Context) error {
 	log, state := c.config.Logger, c.quorum.Registry()
+	c.storage = &storage{dir: c.config.DataDir, server: c.server, quorum: c.quorum, revive: c.revive, log: log}
 
 	c.placement = placement.New(c.conn, log)
 	c.onClose(func(context.Context) error { c.placement.Close(); return nil })
@@ -198,7 +200,7 @@ func (c *Control) openParts(ctx context.Context) error {
 	c.onClose(func(context.Context) error { return c.asker.Close() })
 	arn := func(account, name string) string { return registry.ARN(c.config.Region, account, name, "") }
 	invoker := invoke.New(invoke.Config{
-		Asker: c.asker, Workers: c.placement, Acceptor: delivery.NewAcceptor(c.events), Unreserved: state.UnreservedConcurrency, ARN: arn,
+		Asker: c.asker, Workers: c.placement, Acceptor: storedEvents{delivery.NewAcceptor(c.events), c.storage}, Unreserved: state.UnreservedConcurrency, ARN: arn,
 	})
 	c.pollers = delivery.Start(delivery.Config{
 		Source: delivery.FromBus(c.events, 0, 0), Invoker: invoker, Resolver: &resolver{c.quorum, c.config.Region},
@@ -207,9 +209,20 @@ func (c *Control) openParts(ctx context.Context) error {
 	c.onClose(c.pollers.Stop)
 
 	c.gateway, err = gateway.Open(gateway.Config{
-		Registry: state, Proposer: c.settler, Code: codeStore{c.conn.Objects()}, Invoker: invoker, Platform: (*platform)(c),
+		Registry: state, Proposer: storedState{c.settler, c.storage}, Code: storedCode{codeStore{c.conn.Objects()}, c.storage}, Invoker: invoker, Platform: (*platform)(c),
 		Authenticator: gateway.Anyone{Account: DevAccount}, Region: c.config.Region,
 		BaseURL: "http://" + c.config.HTTP.Addr().String(), Ready: c.Ready, Logger: log,
 	})
+	c.running.Go(func() { c.storage.run(ctx) })
 	return err
+}
+
+// revive brings back what was in the memory of a broker that was restarted: the call queues and the
+// calls in them.
+func (c *Control) revive(ctx context.Context) error {
+	if err := c.conn.EnsureCallPlane(ctx, c.config.QueueBytes); err != nil {
+		return err
+	}
+	c.asker.Republish()
+	return nil
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/doze-run/doze/control/gateway"
 	"github.com/doze-run/doze/control/ledger"
 	dozev1 "github.com/doze-run/doze/proto/doze/v1"
 )
@@ -76,6 +77,8 @@ func (p *platform) Status(ctx context.Context) (*dozev1.Status, error) {
 	}
 	if err := (*Control)(p).Ready(); err != nil {
 		status.Ready, status.Problems = false, append(status.Problems, err.Error())
+	} else if outage := (*gateway.Outage)(nil); errors.As(p.storage.admit(0), &outage) {
+		status.Problems = append(status.Problems, outage.Message) // calls run, nothing else is taken
 	}
 	waiting, err := p.events.Waiting(ctx)
 	if err != nil {
@@ -105,7 +108,7 @@ func (p *platform) Logs(ctx context.Context, account, function string, since tim
 
 // Ready is nil when calls can be served.
 func (c *Control) Ready() error {
-	if err := errors.Join(c.server.Healthy(), c.quorum.Err()); err != nil {
+	if err := errors.Join(c.quorum.Err(), c.storage.Err()); err != nil {
 		return err
 	}
 	if id, _ := c.quorum.Leader(); id == "" {

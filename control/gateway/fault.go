@@ -185,6 +185,17 @@ func (f *Fault) write(w http.ResponseWriter) {
 	_, _ = w.Write(body)
 }
 
+// Outage is a failure of the platform whose cause clients are told, since they, or whoever runs
+// the platform, can do something about it. Whoever answers it has logged it.
+type Outage struct {
+	Message string
+	Err     error
+}
+
+func (o *Outage) Error() string { return o.Message + " (" + o.Err.Error() + ")" }
+
+func (o *Outage) Unwrap() error { return o.Err }
+
 // faultOf is the Fault in err's chain, or what err amounts to for a client. known is false when
 // err is the platform's own failure, which the log should have and the client should not.
 func faultOf(err error) (f *Fault, known bool) {
@@ -193,6 +204,9 @@ func faultOf(err error) (f *Fault, known bool) {
 	}
 	if errors.Is(err, context.Canceled) {
 		return &Fault{Code: codeRequestTimeout, Message: "The request was cancelled before it was answered."}, true
+	}
+	if outage := (*Outage)(nil); errors.As(err, &outage) {
+		return &Fault{Code: codeService, Message: outage.Message}, true
 	}
 	if s, ok := status.FromError(err); ok {
 		switch s.Code() {
