@@ -21,6 +21,7 @@ const (
 type WorkerServer interface {
 	Host(ctx context.Context, request *dozev1.HostRequest) *dozev1.HostReply
 	Instances(ctx context.Context, account string) []*dozev1.InstanceInfo
+	Retire(request *dozev1.RetireRequest)
 }
 
 // Served is what ServeWorker and the other subscriptions of this file return: Close ends it and
@@ -54,7 +55,18 @@ func (c *Conn) ServeWorker(ctx context.Context, worker string, server WorkerServ
 	if err != nil {
 		return nil, fmt.Errorf("bus: serve worker: %w", err)
 	}
-	return &Served{subs: []*nats.Subscription{host, instances}}, nil
+	retire, err := c.nc.Subscribe(subjectRetire, func(m *nats.Msg) {
+		request := &dozev1.RetireRequest{}
+		if err := proto.Unmarshal(m.Data, request); err != nil {
+			c.log.Warn("bus: malformed retire request", "err", err)
+			return
+		}
+		server.Retire(request)
+	})
+	if err != nil {
+		return nil, fmt.Errorf("bus: serve worker: %w", err)
+	}
+	return &Served{subs: []*nats.Subscription{host, instances, retire}}, nil
 }
 
 // Close ends the subscriptions and waits, bounded, for handlers that run.
@@ -103,6 +115,19 @@ func (c *Conn) request(ctx context.Context, subject string, request, reply proto
 func (c *Conn) AskHost(ctx context.Context, worker string, request *dozev1.HostRequest) (*dozev1.HostReply, error) {
 	reply := &dozev1.HostReply{}
 	return reply, c.request(ctx, workerSubject(worker, verbHost), request, reply)
+}
+
+// Retire tells every worker what has been replaced or deleted. It is a hint, which nobody answers:
+// instances of what is not called any more end by themselves, later.
+func (c *Conn) Retire(request *dozev1.RetireRequest) error {
+	raw, err := proto.Marshal(request)
+	if err != nil {
+		return fmt.Errorf("bus: retire: %w", err)
+	}
+	if err := c.nc.Publish(subjectRetire, raw); err != nil {
+		return fmt.Errorf("bus: retire: %w", err)
+	}
+	return nil
 }
 
 // ListInstances asks one worker for its instances of an account.

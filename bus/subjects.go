@@ -17,6 +17,7 @@ const (
 	subjectAsker  = "a" // a.<asker>: claims and answers
 	subjectSlot   = "s" // s.<worker>.<n>: pulled calls, grants and refusals for one slot
 	subjectWorker = "w" // w.<worker>.<verb>: requests to one worker
+	subjectRetire = "x" // x: to every worker, what has been replaced or deleted
 	subjectReport = "r" // r.<worker>: a worker's heartbeat
 	consumerGroup = "p" // the one priority group of a call queue's consumer
 	pullAPI       = "$JS.API.CONSUMER.MSG.NEXT."

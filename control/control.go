@@ -191,7 +191,7 @@ func (c *Control) openParts(ctx context.Context) error {
 		case <-ctx.Done():
 		}
 	})
-	c.settler = newSettler(c.quorum, c.conn.Objects(), log)
+	c.settler = newSettler(c.quorum, c.conn.Objects(), c.conn, log)
 	c.running.Go(func() { c.quorum.Lead(ctx, c.settler.run) })
 
 	if c.asker, err = c.conn.NewAsker(c.placement, c.config.QueueBytes); err != nil {

@@ -12,16 +12,24 @@ import (
 	"github.com/doze-run/doze/bus"
 	"github.com/doze-run/doze/control/quorum"
 	"github.com/doze-run/doze/control/registry"
+	dozev1 "github.com/doze-run/doze/proto/doze/v1"
 )
 
-// settler ends what a create or an update begins: a version is Pending or InProgress until its
-// code has been seen in the store, then it is Active or Successful. It proposes changes for the
-// gateway so that it sees those that need it.
+// settler ends what a create, an update or a deletion begins: a version is Pending or InProgress
+// until its code has been seen in the store, then it is Active or Successful, and instances of what
+// it replaced, or of what was deleted, are let go. It proposes changes for the gateway so that it
+// sees those that need it.
 type settler struct {
 	node    *quorum.Node
 	objects *bus.Objects
+	workers retirer
 	log     *slog.Logger
 	due     chan *registry.Function
+}
+
+// retirer tells workers which incarnations have been replaced or deleted; *bus.Conn is one.
+type retirer interface {
+	Retire(request *dozev1.RetireRequest) error
 }
 
 // settleAgain is how long after a failure a version is looked at again.
@@ -30,8 +38,8 @@ const settleAgain = time.Second
 // settleQueue is how many functions may wait to be settled before a change waits too.
 const settleQueue = 1024
 
-func newSettler(node *quorum.Node, objects *bus.Objects, log *slog.Logger) *settler {
-	return &settler{node: node, objects: objects, log: log, due: make(chan *registry.Function, settleQueue)}
+func newSettler(node *quorum.Node, objects *bus.Objects, workers retirer, log *slog.Logger) *settler {
+	return &settler{node: node, objects: objects, workers: workers, log: log, due: make(chan *registry.Function, settleQueue)}
 }
 
 // Propose implements gateway.Proposer.
@@ -42,6 +50,12 @@ func (s *settler) Propose(ctx context.Context, command registry.Command) (any, e
 	}
 	var account, name string
 	switch c := command.(type) {
+	case *registry.DeleteFunction:
+		s.retire(c.Account, c.Name, c.Version, "")
+		return answer, nil
+	case registry.DeleteFunction:
+		s.retire(c.Account, c.Name, c.Version, "")
+		return answer, nil
 	case *registry.CreateFunction:
 		account, name = c.Account, c.Name
 	case registry.CreateFunction:
@@ -111,9 +125,20 @@ func (s *settler) settle(ctx context.Context, f *registry.Function) error {
 				return fmt.Errorf("look up code: %w", err)
 			}
 		}
-		if _, err := s.node.Propose(ctx, command); err != nil && !errors.Is(err, registry.ErrNotFound) {
+		switch _, err := s.node.Propose(ctx, command); {
+		case err == nil:
+			s.retire(f.Account, f.Name, v.Version, v.Incarnation)
+		case !errors.Is(err, registry.ErrNotFound):
 			return err
 		}
 	}
 	return nil
+}
+
+// retire lets instances of what is not called any more end.
+func (s *settler) retire(account, function, version, except string) {
+	err := s.workers.Retire(&dozev1.RetireRequest{Account: account, Function: function, Version: version, Revision: except})
+	if err != nil {
+		s.log.Warn("tell workers what has been replaced", "function", function, "err", err)
+	}
 }

@@ -43,6 +43,11 @@ func (s *server) Instances(_ context.Context, account string) []*dozev1.Instance
 	return s.pool.Instances(account)
 }
 
+// Retire lets the instances of what has been replaced or deleted end.
+func (s *server) Retire(request *dozev1.RetireRequest) {
+	s.pool.Retire(request.Account, request.Function, request.Version, request.Revision)
+}
+
 func (w *Worker) runtime(name string) (runtimes.Runtime, bool) {
 	i := slices.IndexFunc(w.found, func(r runtimes.Runtime) bool { return r.Name == name })
 	if i < 0 {

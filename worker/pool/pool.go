@@ -116,12 +116,25 @@ func (p *Pool) Host(ctx context.Context, spec *dozev1.FunctionSpec) error {
 	default:
 	}
 	// New code or configuration of the same version: the old instances finish what they run, and end.
-	for _, other := range p.groups {
-		if other != g && other.spec.Account == spec.Account && other.spec.Function == spec.Function && other.spec.Version == spec.Version {
-			other.supersede()
+	p.retire(spec.Account, spec.Function, spec.Version, spec.Revision)
+	return nil
+}
+
+// Retire lets the instances of a function's version end when they have finished, but for those of
+// one revision. An empty version stands for all, an empty revision for none.
+func (p *Pool) Retire(account, function, version, except string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.retire(account, function, version, except)
+}
+
+func (p *Pool) retire(account, function, version, except string) {
+	for _, g := range p.groups {
+		s := g.spec
+		if s.Account == account && s.Function == function && (version == "" || s.Version == version) && (except == "" || s.Revision != except) {
+			g.supersede()
 		}
 	}
-	return nil
 }
 
 // Hosted is what the worker's report says of each incarnation.

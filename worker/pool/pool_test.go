@@ -345,6 +345,32 @@ func TestFullJournalTakesNoCalls(t *testing.T) {
 	}
 }
 
+// Instances of what was replaced or deleted end when they have finished; others stay.
+func TestRetire(t *testing.T) {
+	w := newWorld(t, &maker{handle: slowly(200 * time.Millisecond)}, time.Minute)
+	w.ask("{}")
+	w.pool.Retire("1", "other", "", "")
+	w.pool.Retire("1", "f", "7", "")
+	w.pool.Retire("1", "f", "$LATEST", "r1")
+	if a := w.ask("{}"); a.Fault != nil || a.Cold {
+		t.Fatalf("an instance ended that was not meant: %+v", a)
+	}
+	answer := make(chan *bus.Answer, 1)
+	go func() { answer <- w.ask("{}") }()
+	w.eventually("the call runs", func() bool {
+		hosted := w.pool.Hosted()
+		return len(hosted) == 1 && hosted[0].Busy == 1
+	})
+	w.pool.Retire("1", "f", "", "")
+	if a := <-answer; a.Fault != nil {
+		t.Errorf("a running call was cut off: %+v", a)
+	}
+	w.eventually("asleep", func() bool { return len(w.pool.Hosted()) == 0 && w.maker.living.Load() == 0 })
+	if a := w.ask("{}"); a.Fault != nil || !a.Cold {
+		t.Errorf("a straggler got %+v", a)
+	}
+}
+
 // Close lets running calls end.
 func TestCloseDrains(t *testing.T) {
 	w := newWorld(t, &maker{handle: slowly(300 * time.Millisecond)}, time.Minute)

@@ -351,6 +351,78 @@ func (x *HostReply) GetReason() string {
 	return ""
 }
 
+// RetireRequest tells every worker that incarnations have been replaced or deleted: their instances
+// end when they have finished.
+type RetireRequest struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Account  string                 `protobuf:"bytes,1,opt,name=account,proto3" json:"account,omitempty"`
+	Function string                 `protobuf:"bytes,2,opt,name=function,proto3" json:"function,omitempty"`
+	// Empty for all versions.
+	Version string `protobuf:"bytes,3,opt,name=version,proto3" json:"version,omitempty"`
+	// The revision that stays; empty for none.
+	Revision      string `protobuf:"bytes,4,opt,name=revision,proto3" json:"revision,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RetireRequest) Reset() {
+	*x = RetireRequest{}
+	mi := &file_doze_v1_bus_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RetireRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RetireRequest) ProtoMessage() {}
+
+func (x *RetireRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_doze_v1_bus_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RetireRequest.ProtoReflect.Descriptor instead.
+func (*RetireRequest) Descriptor() ([]byte, []int) {
+	return file_doze_v1_bus_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *RetireRequest) GetAccount() string {
+	if x != nil {
+		return x.Account
+	}
+	return ""
+}
+
+func (x *RetireRequest) GetFunction() string {
+	if x != nil {
+		return x.Function
+	}
+	return ""
+}
+
+func (x *RetireRequest) GetVersion() string {
+	if x != nil {
+		return x.Version
+	}
+	return ""
+}
+
+func (x *RetireRequest) GetRevision() string {
+	if x != nil {
+		return x.Revision
+	}
+	return ""
+}
+
 // WorkerReport is a worker's heartbeat: what it has and what it hosts.
 type WorkerReport struct {
 	state  protoimpl.MessageState `protogen:"open.v1"`
@@ -374,7 +446,7 @@ type WorkerReport struct {
 
 func (x *WorkerReport) Reset() {
 	*x = WorkerReport{}
-	mi := &file_doze_v1_bus_proto_msgTypes[3]
+	mi := &file_doze_v1_bus_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -386,7 +458,7 @@ func (x *WorkerReport) String() string {
 func (*WorkerReport) ProtoMessage() {}
 
 func (x *WorkerReport) ProtoReflect() protoreflect.Message {
-	mi := &file_doze_v1_bus_proto_msgTypes[3]
+	mi := &file_doze_v1_bus_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -399,7 +471,7 @@ func (x *WorkerReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WorkerReport.ProtoReflect.Descriptor instead.
 func (*WorkerReport) Descriptor() ([]byte, []int) {
-	return file_doze_v1_bus_proto_rawDescGZIP(), []int{3}
+	return file_doze_v1_bus_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *WorkerReport) GetWorker() string {
@@ -484,7 +556,7 @@ type Hosted struct {
 
 func (x *Hosted) Reset() {
 	*x = Hosted{}
-	mi := &file_doze_v1_bus_proto_msgTypes[4]
+	mi := &file_doze_v1_bus_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -496,7 +568,7 @@ func (x *Hosted) String() string {
 func (*Hosted) ProtoMessage() {}
 
 func (x *Hosted) ProtoReflect() protoreflect.Message {
-	mi := &file_doze_v1_bus_proto_msgTypes[4]
+	mi := &file_doze_v1_bus_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -509,7 +581,7 @@ func (x *Hosted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Hosted.ProtoReflect.Descriptor instead.
 func (*Hosted) Descriptor() ([]byte, []int) {
-	return file_doze_v1_bus_proto_rawDescGZIP(), []int{4}
+	return file_doze_v1_bus_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Hosted) GetQueue() string {
@@ -548,7 +620,7 @@ type Runtime struct {
 
 func (x *Runtime) Reset() {
 	*x = Runtime{}
-	mi := &file_doze_v1_bus_proto_msgTypes[5]
+	mi := &file_doze_v1_bus_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -560,7 +632,7 @@ func (x *Runtime) String() string {
 func (*Runtime) ProtoMessage() {}
 
 func (x *Runtime) ProtoReflect() protoreflect.Message {
-	mi := &file_doze_v1_bus_proto_msgTypes[5]
+	mi := &file_doze_v1_bus_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -573,7 +645,7 @@ func (x *Runtime) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Runtime.ProtoReflect.Descriptor instead.
 func (*Runtime) Descriptor() ([]byte, []int) {
-	return file_doze_v1_bus_proto_rawDescGZIP(), []int{5}
+	return file_doze_v1_bus_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Runtime) GetName() string {
@@ -619,7 +691,7 @@ type InstanceInfo struct {
 
 func (x *InstanceInfo) Reset() {
 	*x = InstanceInfo{}
-	mi := &file_doze_v1_bus_proto_msgTypes[6]
+	mi := &file_doze_v1_bus_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -631,7 +703,7 @@ func (x *InstanceInfo) String() string {
 func (*InstanceInfo) ProtoMessage() {}
 
 func (x *InstanceInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_doze_v1_bus_proto_msgTypes[6]
+	mi := &file_doze_v1_bus_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -644,7 +716,7 @@ func (x *InstanceInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InstanceInfo.ProtoReflect.Descriptor instead.
 func (*InstanceInfo) Descriptor() ([]byte, []int) {
-	return file_doze_v1_bus_proto_rawDescGZIP(), []int{6}
+	return file_doze_v1_bus_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *InstanceInfo) GetId() string {
@@ -733,7 +805,7 @@ type ListInstancesRequest struct {
 
 func (x *ListInstancesRequest) Reset() {
 	*x = ListInstancesRequest{}
-	mi := &file_doze_v1_bus_proto_msgTypes[7]
+	mi := &file_doze_v1_bus_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -745,7 +817,7 @@ func (x *ListInstancesRequest) String() string {
 func (*ListInstancesRequest) ProtoMessage() {}
 
 func (x *ListInstancesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_doze_v1_bus_proto_msgTypes[7]
+	mi := &file_doze_v1_bus_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -758,7 +830,7 @@ func (x *ListInstancesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListInstancesRequest.ProtoReflect.Descriptor instead.
 func (*ListInstancesRequest) Descriptor() ([]byte, []int) {
-	return file_doze_v1_bus_proto_rawDescGZIP(), []int{7}
+	return file_doze_v1_bus_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *ListInstancesRequest) GetAccount() string {
@@ -777,7 +849,7 @@ type ListInstancesReply struct {
 
 func (x *ListInstancesReply) Reset() {
 	*x = ListInstancesReply{}
-	mi := &file_doze_v1_bus_proto_msgTypes[8]
+	mi := &file_doze_v1_bus_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -789,7 +861,7 @@ func (x *ListInstancesReply) String() string {
 func (*ListInstancesReply) ProtoMessage() {}
 
 func (x *ListInstancesReply) ProtoReflect() protoreflect.Message {
-	mi := &file_doze_v1_bus_proto_msgTypes[8]
+	mi := &file_doze_v1_bus_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -802,7 +874,7 @@ func (x *ListInstancesReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListInstancesReply.ProtoReflect.Descriptor instead.
 func (*ListInstancesReply) Descriptor() ([]byte, []int) {
-	return file_doze_v1_bus_proto_rawDescGZIP(), []int{8}
+	return file_doze_v1_bus_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *ListInstancesReply) GetInstances() []*InstanceInfo {
@@ -838,7 +910,7 @@ type UsageBatch struct {
 
 func (x *UsageBatch) Reset() {
 	*x = UsageBatch{}
-	mi := &file_doze_v1_bus_proto_msgTypes[9]
+	mi := &file_doze_v1_bus_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -850,7 +922,7 @@ func (x *UsageBatch) String() string {
 func (*UsageBatch) ProtoMessage() {}
 
 func (x *UsageBatch) ProtoReflect() protoreflect.Message {
-	mi := &file_doze_v1_bus_proto_msgTypes[9]
+	mi := &file_doze_v1_bus_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -863,7 +935,7 @@ func (x *UsageBatch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UsageBatch.ProtoReflect.Descriptor instead.
 func (*UsageBatch) Descriptor() ([]byte, []int) {
-	return file_doze_v1_bus_proto_rawDescGZIP(), []int{9}
+	return file_doze_v1_bus_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *UsageBatch) GetEpoch() string {
@@ -954,7 +1026,7 @@ type FunctionKey struct {
 
 func (x *FunctionKey) Reset() {
 	*x = FunctionKey{}
-	mi := &file_doze_v1_bus_proto_msgTypes[10]
+	mi := &file_doze_v1_bus_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -966,7 +1038,7 @@ func (x *FunctionKey) String() string {
 func (*FunctionKey) ProtoMessage() {}
 
 func (x *FunctionKey) ProtoReflect() protoreflect.Message {
-	mi := &file_doze_v1_bus_proto_msgTypes[10]
+	mi := &file_doze_v1_bus_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -979,7 +1051,7 @@ func (x *FunctionKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FunctionKey.ProtoReflect.Descriptor instead.
 func (*FunctionKey) Descriptor() ([]byte, []int) {
-	return file_doze_v1_bus_proto_rawDescGZIP(), []int{10}
+	return file_doze_v1_bus_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *FunctionKey) GetAccount() string {
@@ -1015,7 +1087,7 @@ type UsageApplied struct {
 
 func (x *UsageApplied) Reset() {
 	*x = UsageApplied{}
-	mi := &file_doze_v1_bus_proto_msgTypes[11]
+	mi := &file_doze_v1_bus_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1027,7 +1099,7 @@ func (x *UsageApplied) String() string {
 func (*UsageApplied) ProtoMessage() {}
 
 func (x *UsageApplied) ProtoReflect() protoreflect.Message {
-	mi := &file_doze_v1_bus_proto_msgTypes[11]
+	mi := &file_doze_v1_bus_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1040,7 +1112,7 @@ func (x *UsageApplied) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UsageApplied.ProtoReflect.Descriptor instead.
 func (*UsageApplied) Descriptor() ([]byte, []int) {
-	return file_doze_v1_bus_proto_rawDescGZIP(), []int{11}
+	return file_doze_v1_bus_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *UsageApplied) GetEpoch() string {
@@ -1069,7 +1141,7 @@ type LogChunk struct {
 
 func (x *LogChunk) Reset() {
 	*x = LogChunk{}
-	mi := &file_doze_v1_bus_proto_msgTypes[12]
+	mi := &file_doze_v1_bus_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1081,7 +1153,7 @@ func (x *LogChunk) String() string {
 func (*LogChunk) ProtoMessage() {}
 
 func (x *LogChunk) ProtoReflect() protoreflect.Message {
-	mi := &file_doze_v1_bus_proto_msgTypes[12]
+	mi := &file_doze_v1_bus_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1094,7 +1166,7 @@ func (x *LogChunk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogChunk.ProtoReflect.Descriptor instead.
 func (*LogChunk) Descriptor() ([]byte, []int) {
-	return file_doze_v1_bus_proto_rawDescGZIP(), []int{12}
+	return file_doze_v1_bus_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *LogChunk) GetAccount() string {
@@ -1131,7 +1203,7 @@ type LogLine struct {
 
 func (x *LogLine) Reset() {
 	*x = LogLine{}
-	mi := &file_doze_v1_bus_proto_msgTypes[13]
+	mi := &file_doze_v1_bus_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1143,7 +1215,7 @@ func (x *LogLine) String() string {
 func (*LogLine) ProtoMessage() {}
 
 func (x *LogLine) ProtoReflect() protoreflect.Message {
-	mi := &file_doze_v1_bus_proto_msgTypes[13]
+	mi := &file_doze_v1_bus_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1156,7 +1228,7 @@ func (x *LogLine) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogLine.ProtoReflect.Descriptor instead.
 func (*LogLine) Descriptor() ([]byte, []int) {
-	return file_doze_v1_bus_proto_rawDescGZIP(), []int{13}
+	return file_doze_v1_bus_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *LogLine) GetAtMs() int64 {
@@ -1203,7 +1275,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_doze_v1_bus_proto_msgTypes[14]
+	mi := &file_doze_v1_bus_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1215,7 +1287,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_doze_v1_bus_proto_msgTypes[14]
+	mi := &file_doze_v1_bus_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1228,7 +1300,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_doze_v1_bus_proto_rawDescGZIP(), []int{14}
+	return file_doze_v1_bus_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Event) GetId() []byte {
@@ -1341,7 +1413,12 @@ const file_doze_v1_bus_proto_rawDesc = "" +
 	"\x04FULL\x10\x02\x12\x0e\n" +
 	"\n" +
 	"NO_RUNTIME\x10\x03\x12\x0f\n" +
-	"\vUNAVAILABLE\x10\x04\"\xdf\x02\n" +
+	"\vUNAVAILABLE\x10\x04\"{\n" +
+	"\rRetireRequest\x12\x18\n" +
+	"\aaccount\x18\x01 \x01(\tR\aaccount\x12\x1a\n" +
+	"\bfunction\x18\x02 \x01(\tR\bfunction\x12\x18\n" +
+	"\aversion\x18\x03 \x01(\tR\aversion\x12\x1a\n" +
+	"\brevision\x18\x04 \x01(\tR\brevision\"\xdf\x02\n" +
 	"\fWorkerReport\x12\x16\n" +
 	"\x06worker\x18\x01 \x01(\tR\x06worker\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\tR\x05epoch\x12,\n" +
@@ -1435,35 +1512,36 @@ func file_doze_v1_bus_proto_rawDescGZIP() []byte {
 }
 
 var file_doze_v1_bus_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_doze_v1_bus_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
+var file_doze_v1_bus_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
 var file_doze_v1_bus_proto_goTypes = []any{
 	(HostReply_Verdict)(0),       // 0: doze.v1.HostReply.Verdict
 	(*FunctionSpec)(nil),         // 1: doze.v1.FunctionSpec
 	(*HostRequest)(nil),          // 2: doze.v1.HostRequest
 	(*HostReply)(nil),            // 3: doze.v1.HostReply
-	(*WorkerReport)(nil),         // 4: doze.v1.WorkerReport
-	(*Hosted)(nil),               // 5: doze.v1.Hosted
-	(*Runtime)(nil),              // 6: doze.v1.Runtime
-	(*InstanceInfo)(nil),         // 7: doze.v1.InstanceInfo
-	(*ListInstancesRequest)(nil), // 8: doze.v1.ListInstancesRequest
-	(*ListInstancesReply)(nil),   // 9: doze.v1.ListInstancesReply
-	(*UsageBatch)(nil),           // 10: doze.v1.UsageBatch
-	(*FunctionKey)(nil),          // 11: doze.v1.FunctionKey
-	(*UsageApplied)(nil),         // 12: doze.v1.UsageApplied
-	(*LogChunk)(nil),             // 13: doze.v1.LogChunk
-	(*LogLine)(nil),              // 14: doze.v1.LogLine
-	(*Event)(nil),                // 15: doze.v1.Event
-	nil,                          // 16: doze.v1.FunctionSpec.EnvironmentEntry
+	(*RetireRequest)(nil),        // 4: doze.v1.RetireRequest
+	(*WorkerReport)(nil),         // 5: doze.v1.WorkerReport
+	(*Hosted)(nil),               // 6: doze.v1.Hosted
+	(*Runtime)(nil),              // 7: doze.v1.Runtime
+	(*InstanceInfo)(nil),         // 8: doze.v1.InstanceInfo
+	(*ListInstancesRequest)(nil), // 9: doze.v1.ListInstancesRequest
+	(*ListInstancesReply)(nil),   // 10: doze.v1.ListInstancesReply
+	(*UsageBatch)(nil),           // 11: doze.v1.UsageBatch
+	(*FunctionKey)(nil),          // 12: doze.v1.FunctionKey
+	(*UsageApplied)(nil),         // 13: doze.v1.UsageApplied
+	(*LogChunk)(nil),             // 14: doze.v1.LogChunk
+	(*LogLine)(nil),              // 15: doze.v1.LogLine
+	(*Event)(nil),                // 16: doze.v1.Event
+	nil,                          // 17: doze.v1.FunctionSpec.EnvironmentEntry
 }
 var file_doze_v1_bus_proto_depIdxs = []int32{
-	16, // 0: doze.v1.FunctionSpec.environment:type_name -> doze.v1.FunctionSpec.EnvironmentEntry
+	17, // 0: doze.v1.FunctionSpec.environment:type_name -> doze.v1.FunctionSpec.EnvironmentEntry
 	1,  // 1: doze.v1.HostRequest.spec:type_name -> doze.v1.FunctionSpec
 	0,  // 2: doze.v1.HostReply.verdict:type_name -> doze.v1.HostReply.Verdict
-	6,  // 3: doze.v1.WorkerReport.runtimes:type_name -> doze.v1.Runtime
-	5,  // 4: doze.v1.WorkerReport.hosted:type_name -> doze.v1.Hosted
-	7,  // 5: doze.v1.ListInstancesReply.instances:type_name -> doze.v1.InstanceInfo
-	11, // 6: doze.v1.UsageBatch.functions:type_name -> doze.v1.FunctionKey
-	14, // 7: doze.v1.LogChunk.lines:type_name -> doze.v1.LogLine
+	7,  // 3: doze.v1.WorkerReport.runtimes:type_name -> doze.v1.Runtime
+	6,  // 4: doze.v1.WorkerReport.hosted:type_name -> doze.v1.Hosted
+	8,  // 5: doze.v1.ListInstancesReply.instances:type_name -> doze.v1.InstanceInfo
+	12, // 6: doze.v1.UsageBatch.functions:type_name -> doze.v1.FunctionKey
+	15, // 7: doze.v1.LogChunk.lines:type_name -> doze.v1.LogLine
 	8,  // [8:8] is the sub-list for method output_type
 	8,  // [8:8] is the sub-list for method input_type
 	8,  // [8:8] is the sub-list for extension type_name
@@ -1483,7 +1561,7 @@ func file_doze_v1_bus_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_doze_v1_bus_proto_rawDesc), len(file_doze_v1_bus_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   16,
+			NumMessages:   17,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
