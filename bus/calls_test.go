@@ -80,7 +80,7 @@ func (r *runner) Delivered(d *Delivery) {
 
 func (r *runner) Granted(d *Delivery) {
 	_ = r.slot.Answer(d, r.run(d))
-	_ = r.slot.Park(PriorityInstance, 1, time.Minute)
+	_ = r.slot.Park(PriorityRecent, 1, time.Minute)
 }
 
 func (r *runner) Refused(d *Delivery) { r.refused <- d }
@@ -112,7 +112,7 @@ func TestCallRoundTripAtEverySize(t *testing.T) {
 	p := newPlane(t, 64<<20)
 	q := openQueue(t, p)
 	r := newRunner(t, q, echo)
-	if err := r.slot.Park(PriorityInstance, 1, time.Minute); err != nil {
+	if err := r.slot.Park(PriorityRecent, 1, time.Minute); err != nil {
 		t.Fatal(err)
 	}
 	for _, size := range []int{0, 1, deferBytes, deferBytes + 1, inlineBytes, inlineBytes + 1, 6291456} {
@@ -145,7 +145,7 @@ func TestCallMovesAndRunsOnce(t *testing.T) {
 	count := func(d *Delivery) *Answer { runs.Add(1); return echo(d) }
 	frozen := newRunner(t, q, count)
 	frozen.delivered = make(chan *Delivery, 1)
-	if err := frozen.slot.Park(PriorityInstance, 1, time.Minute); err != nil {
+	if err := frozen.slot.Park(PriorityRecent, 1, time.Minute); err != nil {
 		t.Fatal(err)
 	}
 	answers := make(chan *Answer)
@@ -235,7 +235,7 @@ func TestWarmInstanceBeforeHost(t *testing.T) {
 	q := openQueue(t, p)
 	host, warm := newRunner(t, q, echo), newRunner(t, q, echo)
 	warm.run = func(d *Delivery) *Answer { return &Answer{Outcome: 1, Instance: "warm"} }
-	for _, park := range []error{host.slot.Park(PriorityHost, 1, time.Minute), warm.slot.Park(PriorityInstance, 1, time.Minute)} {
+	for _, park := range []error{host.slot.Park(PriorityHost, 1, time.Minute), warm.slot.Park(PriorityRecent, 1, time.Minute)} {
 		if park != nil {
 			t.Fatal(park)
 		}
@@ -270,7 +270,7 @@ func awaitParked(t *testing.T, p *plane, q *Queue, n int) {
 func TestPullEndsByItsLimit(t *testing.T) {
 	p := newPlane(t, 16<<20)
 	r := newRunner(t, openQueue(t, p), echo)
-	if err := r.slot.Park(PriorityInstance, 1, 20*time.Millisecond); err != nil {
+	if err := r.slot.Park(PriorityRecent, 1, 20*time.Millisecond); err != nil {
 		t.Fatal(err)
 	}
 	if gone := <-r.unparked; gone {
@@ -285,7 +285,7 @@ func TestPullWithoutConsumer(t *testing.T) {
 		t.Fatal(err)
 	}
 	r := newRunner(t, q, echo)
-	if err := r.slot.Park(PriorityInstance, 1, time.Minute); err != nil {
+	if err := r.slot.Park(PriorityRecent, 1, time.Minute); err != nil {
 		t.Fatal(err)
 	}
 	if gone := <-r.unparked; !gone {
@@ -318,7 +318,7 @@ func BenchmarkCall(b *testing.B) {
 			q := openQueue(b, p)
 			for range 8 {
 				r := newRunner(b, q, echo)
-				if err := r.slot.Park(PriorityInstance, 1, time.Minute); err != nil {
+				if err := r.slot.Park(PriorityRecent, 1, time.Minute); err != nil {
 					b.Fatal(err)
 				}
 			}

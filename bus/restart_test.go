@@ -27,7 +27,7 @@ func TestRestartKeepsCallsAndEvents(t *testing.T) {
 		<-finish
 		return echo(d)
 	})
-	if err := slow.slot.Park(PriorityInstance, 1, time.Minute); err != nil {
+	if err := slow.slot.Park(PriorityRecent, 1, time.Minute); err != nil {
 		t.Fatal(err)
 	}
 	ask := func(body string) chan *Answer {
@@ -48,7 +48,7 @@ func TestRestartKeepsCallsAndEvents(t *testing.T) {
 		t.Fatal(err)
 	}
 	idle := newRunner(t, other, echo)
-	if err := idle.slot.Park(PriorityInstance, 1, time.Minute); err != nil {
+	if err := idle.slot.Park(PriorityRecent, 1, time.Minute); err != nil {
 		t.Fatal(err)
 	}
 

@@ -13,11 +13,14 @@ import (
 	"github.com/nats-io/nuid"
 )
 
-// Priorities of a pull: the broker hands a call to a warm instance if one is parked, else to a
-// host, which will start one because it holds that call.
+// Priorities of a pull: the broker hands a call to an instance that ran one just now, if one is
+// parked, else to one that has been idle for longer, else to a host, which will start one because
+// it holds that call. Within a priority it takes them in turn, which would keep every instance of a
+// function half warm.
 const (
-	PriorityInstance = 0
-	PriorityHost     = 1
+	PriorityRecent = 0
+	PriorityIdle   = 1
+	PriorityHost   = 2
 )
 
 // statusGone is what a pull is told that reaches no queue.

@@ -46,6 +46,10 @@ type member struct {
 	resolved chan struct{}
 }
 
+// recentFor is how long after a call an instance is preferred to those that have been idle for
+// longer: calls in a row find the one that is warmest, the others rest and end in time.
+const recentFor = 20 * time.Millisecond
+
 // bigEvent is the size from which an event is written by a goroutine of its own: the runtime may
 // read it slowly, and nobody else should wait for that.
 const bigEvent = 64 << 10
@@ -175,7 +179,11 @@ func (m *member) next() {
 	if m.parked || g.closing || g.pool.config.Journal.Reserve() != nil {
 		return // the next tick looks again
 	}
-	if err := m.slot.Park(bus.PriorityInstance, 1, g.pool.config.IdleTimeout); err != nil {
+	priority, limit := bus.PriorityRecent, recentFor
+	if time.Since(m.lastUsed) >= recentFor {
+		priority, limit = bus.PriorityIdle, g.pool.config.IdleTimeout
+	}
+	if err := m.slot.Park(priority, 1, limit); err != nil {
 		g.pool.config.Logger.Warn("park", "function", g.spec.Function, "err", err)
 		return
 	}
