@@ -18,6 +18,7 @@ const (
 	subjectSlot   = "s" // s.<worker>.<n>: pulled calls, grants and refusals for one slot
 	subjectWorker = "w" // w.<worker>.<verb>: requests to one worker
 	subjectReport = "r" // r.<worker>: a worker's heartbeat
+	subjectInUse  = "u" // u: the runtimes that functions have, for all workers
 	consumerGroup = "p" // the one priority group of a call queue's consumer
 	pullAPI       = "$JS.API.CONSUMER.MSG.NEXT."
 )
