@@ -32,10 +32,10 @@ const (
 	shadowsKept = 10_000
 )
 
-// openParking starts the pool, where the sandbox can park.
+// openParking starts the pool, where the sandbox can park and is to.
 func (w *Worker) openParking() {
 	parker, ok := w.sandbox.(sandbox.Parker)
-	if !ok {
+	if !ok || w.config.NoParking {
 		return
 	}
 	w.parking = &parking{worker: w, shadows: map[[2]string]bool{}, pool: parked.New(parked.Config{

@@ -53,6 +53,8 @@ type Config struct {
 	Sandbox string
 	// IdleTimeout is how long an instance stays warm after its last call.
 	IdleTimeout time.Duration
+	// NoParking starts every instance from nothing.
+	NoParking bool
 	// MemoryBytes is what all instances together may use; 0 takes what the machine has, less a reserve.
 	MemoryBytes int64
 	// Overcommit bounds the sum of the instances' limits, as a multiple of MemoryBytes; 0 does not.
