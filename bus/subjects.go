@@ -19,6 +19,7 @@ const (
 	subjectWorker = "w" // w.<worker>.<verb>: requests to one worker
 	subjectRetire = "x" // x: to every worker, what has been replaced or deleted
 	subjectReport = "r" // r.<worker>: a worker's heartbeat
+	subjectInUse  = "u" // u: the runtimes that functions have, for all workers
 	consumerGroup = "p" // the one priority group of a call queue's consumer
 	pullAPI       = "$JS.API.CONSUMER.MSG.NEXT."
 )

@@ -191,6 +191,7 @@ func (c *Control) openParts(ctx context.Context) error {
 		case <-ctx.Done():
 		}
 	})
+	c.running.Go(func() { c.tellInUse(ctx) })
 	c.settler = newSettler(c.quorum, c.conn.Objects(), c.conn, log)
 	c.running.Go(func() { c.quorum.Lead(ctx, c.settler.run) })
 

@@ -94,6 +94,7 @@ func (p *platform) Status(ctx context.Context) (*dozev1.Status, error) {
 		status.Workers = append(status.Workers, &dozev1.WorkerStatus{
 			Id: w.Worker, MemoryTotalBytes: w.MemoryTotalBytes, MemoryFreeBytes: w.MemoryFreeBytes, Instances: instances,
 			Sandbox: w.Sandbox, Missing: w.Missing, Draining: w.Draining, Unavailable: w.Unavailable,
+			Parked: w.Parked,
 		})
 	}
 	return status, nil

@@ -35,6 +35,7 @@ func (s *server) Host(ctx context.Context, request *dozev1.HostRequest) *dozev1.
 	if err := w.pool.Host(ctx, request.Spec); err != nil {
 		return refuse(dozev1.HostReply_UNAVAILABLE, "%v", err)
 	}
+	w.parking.use(request.Spec)
 	return &dozev1.HostReply{Verdict: dozev1.HostReply_HOSTING}
 }
 
@@ -86,9 +87,13 @@ func (l *launcher) Launch(ctx context.Context, spec *dozev1.FunctionSpec, id, re
 	if !ok {
 		return nil, fmt.Errorf("worker: no interpreter for %s", spec.Runtime)
 	}
-	memory, err := w.capacity.Take(capacity.Request{
+	request := capacity.Request{
 		Kind: spec.Account + "/" + spec.Function + "/" + spec.Revision, LimitBytes: int64(spec.MemoryMb) << 20,
-	})
+	}
+	memory, err := w.capacity.Take(request)
+	if err != nil && w.parking.shrink() {
+		memory, err = w.capacity.Take(request) // functions go before what waits for functions
+	}
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", pool.ErrNoMemory, err)
 	}
@@ -99,6 +104,7 @@ func (l *launcher) Launch(ctx context.Context, spec *dozev1.FunctionSpec, id, re
 	}
 	started, err := instance.Start(ctx, &w.options, &instance.Launch{
 		ID: id, Spec: spec, Runtime: found, CodeDir: package_.Dir, RequestID: requestID,
+		Start:       w.parking.starter(found, spec, package_.Dir),
 		Credentials: instance.Credentials{AccessKeyID: "DOZE" + id[:8], SecretAccessKey: "none", SessionToken: "none"},
 	}, handler)
 	if err != nil {

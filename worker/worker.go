@@ -53,6 +53,8 @@ type Config struct {
 	Sandbox string
 	// IdleTimeout is how long an instance stays warm after its last call.
 	IdleTimeout time.Duration
+	// NoParking starts every instance from nothing.
+	NoParking bool
 	// MemoryBytes is what all instances together may use; 0 takes what the machine has, less a reserve.
 	MemoryBytes int64
 	// Overcommit bounds the sum of the instances' limits, as a multiple of MemoryBytes; 0 does not.
@@ -73,6 +75,7 @@ type Worker struct {
 	capacity *capacity.Capacity
 	meter    *meter.Meter
 	pool     *pool.Pool
+	parking  *parking
 	options  instance.Options
 
 	mu       sync.Mutex
@@ -106,12 +109,20 @@ func Open(ctx context.Context, config Config) (_ *Worker, err error) {
 		Worker: config.Name, Conn: w.conn, Launcher: (*launcher)(w), Journal: w.meter, IdleTimeout: config.IdleTimeout,
 		ConcurrentStarts: startsPerCPU * runtime.NumCPU(), Logger: config.Logger,
 	})
+	w.openParking()
 	w.onClose(w.pool.Close)
 	served, err := w.conn.ServeWorker(background, config.Name, (*server)(w))
 	if err != nil {
 		return nil, err
 	}
 	w.onClose(func(context.Context) error { return served.Close() })
+	if w.parking != nil {
+		told, err := w.conn.OnRuntimesInUse(w.parking.want)
+		if err != nil {
+			return nil, err
+		}
+		w.onClose(func(context.Context) error { return told.Close() })
+	}
 	w.running.Go(func() { w.beat(background) })
 	return w, nil
 }
@@ -223,6 +234,7 @@ func (w *Worker) report() *dozev1.WorkerReport {
 		Worker: w.config.Name, Epoch: w.meter.Epoch(), Draining: draining,
 		MemoryTotalBytes: w.capacity.Total(), MemoryFreeBytes: w.capacity.Free(),
 		Hosted: w.pool.Hosted(), Sandbox: w.sandbox.Name(), Missing: w.sandbox.Missing(),
+		Parked: w.parking.report(),
 	}
 	if err := w.meter.Healthy(); err != nil {
 		report.Unavailable = err.Error()

@@ -96,7 +96,7 @@ func openPlatform(ctx context.Context, p parts) (_ platform, err error) {
 	}()
 	d.worker, err = worker.Open(ctx, worker.Config{
 		Name: "worker-1", DataDir: filepath.Join(p.dir.Path(), "worker"), Bus: d.control.Bus(), Sandbox: p.settings.Sandbox,
-		IdleTimeout: p.settings.IdleTimeout, MemoryBytes: p.settings.Memory, Overcommit: p.settings.MemoryOvercommit,
+		IdleTimeout: p.settings.IdleTimeout, NoParking: !p.settings.Parked, MemoryBytes: p.settings.Memory, Overcommit: p.settings.MemoryOvercommit,
 		HardCPU: p.settings.CPUHardCap, Region: p.settings.Region, Logger: p.log,
 	})
 	if err != nil {

@@ -33,6 +33,8 @@ type devSettings struct {
 	// Sandbox is "linux" or "process".
 	Sandbox    string
 	CPUHardCap bool
+	// Parked keeps sandboxes and interpreters waiting for functions.
+	Parked bool
 	// PriceBook is the path of a price book, "" for the default one.
 	PriceBook   string
 	AllowRemote bool
@@ -68,6 +70,7 @@ func (s *devSettings) flagSet(getenv func(string) string) *pflag.FlagSet {
 	f.Var(&waitsValue{&s.AsyncRetryWaits}, "async-retry-waits", "waits before the second and the third attempt of an event")
 	f.Var(&choiceValue{&s.Sandbox, []string{"linux", "process"}}, "sandbox", "linux (isolated), or process (no isolation at all)")
 	f.BoolVar(&s.CPUHardCap, "cpu-hard-cap", false, "cap each instance's CPU at its share (1769 MB is one) even where CPUs are idle")
+	f.BoolVar(&s.Parked, "parked", true, "keep a few sandboxes and interpreters waiting, so that sleeping functions answer sooner")
 	f.StringVar(&s.PriceBook, "price-book", "", "JSON `FILE` with other prices than the default ones")
 	f.Var(&patternValue{&s.Region, regionPattern, "a region like us-east-1"}, "region", "AWS region that ARNs name")
 	s.Region = "us-east-1"

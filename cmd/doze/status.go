@@ -31,6 +31,15 @@ type workerStatus struct {
 	Missing          []string `json:"missing"`
 	Draining         bool     `json:"draining"`
 	Unavailable      string   `json:"unavailable"`
+	// Parked are its sandboxes that wait for a function.
+	Parked []struct {
+		Kind        string `json:"kind"`
+		Parked      int64  `json:"parked"`
+		Target      int64  `json:"target"`
+		Hits        int64  `json:"hits"`
+		Misses      int64  `json:"misses"`
+		MemoryBytes int64  `json:"memoryBytes"`
+	} `json:"parked"`
 }
 
 func newStatusCommand() *cobra.Command {
@@ -91,6 +100,14 @@ func (s *platformStatus) print(w io.Writer) error {
 	if err := t.print(w); err != nil {
 		return err
 	}
+	if parked := s.parked(); parked != nil {
+		if _, err := fmt.Fprintln(w); err != nil {
+			return err
+		}
+		if err := parked.print(w); err != nil {
+			return err
+		}
+	}
 	b.Reset()
 	for _, k := range s.Workers {
 		for _, m := range k.Missing {
@@ -102,4 +119,19 @@ func (s *platformStatus) print(w io.Writer) error {
 	}
 	_, err := fmt.Fprintln(w, b.String())
 	return err
+}
+
+// parked is what waits for functions, nil when nothing does.
+func (s *platformStatus) parked() *table {
+	var t *table
+	for _, k := range s.Workers {
+		for _, p := range k.Parked {
+			if t == nil {
+				t = newTable("WORKER", "PARKED", ">NOW", ">TARGET", ">MEMORY", ">HITS", ">MISSES")
+			}
+			t.add(k.ID, p.Kind, strconv.FormatInt(p.Parked, 10), strconv.FormatInt(p.Target, 10), size(p.MemoryBytes),
+				strconv.FormatInt(p.Hits, 10), strconv.FormatInt(p.Misses, 10))
+		}
+	}
+	return t
 }

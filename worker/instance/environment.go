@@ -1,6 +1,7 @@
 package instance
 
 import (
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -16,23 +17,27 @@ func cpuMilli(memoryMB uint32) int {
 	return max(1, int(memoryMB)*1000/fullCPUMemoryMB)
 }
 
-// environment is the whole environment of an instance, sorted, without AWS_LAMBDA_RUNTIME_API,
-// which the sandbox adds. Names AWS reserves win over the owner's variables; defaults (PATH, TZ,
-// LANG, LD_LIBRARY_PATH and what the runtime needs) give way to them, as on AWS.
-func environment(o *Options, l *Launch, stream string) []string {
-	s := l.Spec
+// defaults are the variables that an owner's win over, and that a runtime may read before it has a function.
+func defaults(r runtimes.Runtime) map[string]string {
 	vars := map[string]string{
 		"LANG":            "en_US.UTF-8",
 		"TZ":              ":UTC",
 		"PATH":            "/var/lang/bin:/usr/local/bin:/usr/bin:/bin:/opt/bin",
 		"LD_LIBRARY_PATH": "/var/lang/lib:/lib64:/usr/lib64:/var/runtime:/var/runtime/lib:/var/task:/var/task/lib:/opt/lib",
 	}
+	maps.Copy(vars, r.Environment())
+	return vars
+}
+
+// environment is the whole environment of an instance, sorted, without AWS_LAMBDA_RUNTIME_API,
+// which the sandbox adds. Names AWS reserves win over the owner's variables; defaults (PATH, TZ,
+// LANG, LD_LIBRARY_PATH and what the runtime needs) give way to them, as on AWS.
+func environment(o *Options, l *Launch, stream string) []string {
+	s := l.Spec
+	vars := defaults(l.Runtime)
 	if l.Runtime.Native() {
 		// A Go program makes a thread per CPU it sees, which is the machine's and not its share.
 		vars["GOMAXPROCS"] = strconv.Itoa(max(1, (cpuMilli(s.MemoryMb)+999)/1000))
-	}
-	for name, value := range l.Runtime.Environment() {
-		vars[name] = value
 	}
 	for name, value := range s.Environment {
 		vars[name] = value
@@ -71,6 +76,11 @@ func environment(o *Options, l *Launch, stream string) []string {
 	if !l.Runtime.Native() {
 		vars["AWS_EXECUTION_ENV"] = "AWS_Lambda_" + l.Runtime.Name
 	}
+	return sorted(vars)
+}
+
+// sorted are the variables as a program takes them.
+func sorted(vars map[string]string) []string {
 	env := make([]string, 0, len(vars))
 	for name, value := range vars {
 		// The registry admits no such names or values; execve would cut or misread them.

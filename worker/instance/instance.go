@@ -103,7 +103,11 @@ func Start(ctx context.Context, options *Options, launch *Launch, handler Handle
 		i.refuseEntrypoint("", nil)
 		return i, nil
 	}
-	process, err := options.Sandbox.Start(ctx, i.sandboxConfig(argv))
+	start := options.Sandbox.Start
+	if own.Start != nil {
+		start = own.Start
+	}
+	process, err := start(ctx, i.sandboxConfig(argv))
 	if err != nil {
 		if errors.Is(err, sandbox.ErrEntrypoint) && own.Runtime.Native() {
 			i.refuseEntrypoint(argv[0], err)
@@ -138,24 +142,35 @@ func (i *Instance) argv() ([]string, error) {
 
 func (i *Instance) sandboxConfig(argv []string) sandbox.Config {
 	l, o := i.launch, i.options
-	maxProcesses := o.MaxProcesses
-	if maxProcesses == 0 {
-		maxProcesses = defaultMaxProcesses
-	}
-	runtimeDir := o.RuntimeDir
-	if l.Runtime.Native() {
-		runtimeDir = ""
-	}
-	tmp := int64(l.Spec.EphemeralStorageMb)
-	if tmp == 0 {
-		tmp = 512
-	}
 	return sandbox.Config{
-		ID: l.ID, CodeDir: l.CodeDir, OptDir: l.OptDir, RuntimeDir: runtimeDir, ReadOnly: l.Runtime.ReadOnly,
+		ID: l.ID, CodeDir: l.CodeDir, OptDir: l.OptDir, RuntimeDir: o.runtimeDir(l.Runtime), ReadOnly: l.Runtime.ReadOnly,
 		Argv: argv, Env: environment(o, l, i.stream),
-		MemoryBytes: int64(l.Spec.MemoryMb) << 20, TmpBytes: tmp << 20,
-		CPUMilli: cpuMilli(l.Spec.MemoryMb), HardCPU: o.HardCPU, MaxProcesses: maxProcesses,
+		MemoryBytes: int64(l.Spec.MemoryMb) << 20, TmpBytes: tmpBytes(l.Spec.EphemeralStorageMb),
+		CPUMilli: cpuMilli(l.Spec.MemoryMb), HardCPU: o.HardCPU, MaxProcesses: o.maxProcesses(),
 	}
+}
+
+// runtimeDir is what an instance sees as /var/runtime.
+func (o *Options) runtimeDir(r runtimes.Runtime) string {
+	if r.Native() {
+		return ""
+	}
+	return o.RuntimeDir
+}
+
+func (o *Options) maxProcesses() int {
+	if o.MaxProcesses == 0 {
+		return defaultMaxProcesses
+	}
+	return o.MaxProcesses
+}
+
+// tmpBytes is the size of /tmp; without a setting it is AWS's 512 MB.
+func tmpBytes(ephemeralStorageMB uint32) int64 {
+	if ephemeralStorageMB == 0 {
+		ephemeralStorageMB = 512
+	}
+	return int64(ephemeralStorageMB) << 20
 }
 
 // run makes the instance's goroutines; watch waits for all of them.

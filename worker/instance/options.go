@@ -1,6 +1,7 @@
 package instance
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -60,6 +61,8 @@ type Launch struct {
 	Provisioned bool
 	// InitLimit is how long init may take; 0 is InitLimit (10 s), AWS's.
 	InitLimit time.Duration
+	// Start starts the process in place of Options.Sandbox.Start; nil for that.
+	Start func(context.Context, sandbox.Config) (sandbox.Process, error)
 }
 
 func (o *Options) check() error {

@@ -44,7 +44,7 @@ func startReal(t testing.TB, r runtimes.Runtime, handler string, files map[strin
 }
 
 // startIn starts a function in a sandbox.
-func startIn(t testing.TB, s sandbox.Sandbox, r runtimes.Runtime, handler string, files map[string]string) *real {
+func startIn(t testing.TB, s sandbox.Sandbox, r runtimes.Runtime, handler string, files map[string]string, change ...func(*Launch)) *real {
 	t.Helper()
 	code, runtimeDir := t.TempDir(), t.TempDir()
 	for name, content := range files {
@@ -67,6 +67,9 @@ func startIn(t testing.TB, s sandbox.Sandbox, r runtimes.Runtime, handler string
 		l.Runtime, l.CodeDir = r, code
 		l.ID = "t-" + newUUID()
 		l.Spec.Runtime, l.Spec.Handler = r.Name, handler
+		for _, c := range change {
+			c(l)
+		}
 	})
 	return out
 }

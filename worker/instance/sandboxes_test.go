@@ -1,7 +1,9 @@
 package instance
 
 import (
+	"context"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -30,16 +32,47 @@ func inSandboxes(t *testing.T, f func(t *testing.T, s sandbox.Sandbox)) {
 		}
 		closed(t, s)
 	})
-	t.Run("linux", func(t *testing.T) {
-		if os.Geteuid() != 0 {
-			t.Skip("the linux sandbox needs root: run the tests as root to have this half")
+	for _, name := range []string{"linux", "parked"} {
+		t.Run(name, func(t *testing.T) {
+			if os.Geteuid() != 0 {
+				t.Skip("the linux sandbox needs root: run the tests as root to have this half")
+			}
+			s, err := linux.New(linux.Options{DataDir: t.TempDir()})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if name == "linux" {
+				closed(t, s)
+				return
+			}
+			closed(t, &parkFirst{Sandbox: s})
+		})
+	}
+}
+
+// parkFirst starts every instance from a sandbox that was parked for it, with its client in it.
+type parkFirst struct {
+	*linux.Sandbox
+}
+
+func (s *parkFirst) Start(ctx context.Context, config sandbox.Config) (sandbox.Process, error) {
+	runtime, memoryMB := runtimes.Runtime{Name: "provided.al2023"}, uint32(config.MemoryBytes>>20)
+	if config.RuntimeDir != "" {
+		runtime = runtimes.Runtime{Name: "python", Path: config.Argv[0], ReadOnly: config.ReadOnly}
+		if strings.Contains(config.Argv[0], "node") {
+			runtime.Name = "nodejs"
 		}
-		s, err := linux.New(linux.Options{DataDir: t.TempDir()})
-		if err != nil {
-			t.Fatal(err)
-		}
-		closed(t, s)
-	})
+	}
+	park := (&Options{RuntimeDir: config.RuntimeDir}).ParkConfig(runtime, memoryMB, 0)
+	park.ID = "p-" + config.ID
+	if config.RuntimeDir != "" {
+		park.Argv = append(slices.Clip(config.Argv), "parked")
+	}
+	parked, err := s.Park(ctx, park)
+	if err != nil {
+		return nil, err
+	}
+	return parked.Start(ctx, config)
 }
 
 func TestInSandboxes(t *testing.T) {

@@ -48,6 +48,9 @@ func (l *cpuLoad) spare(now time.Time) bool {
 	return l.free
 }
 
+// Spare says whether the machine has CPU to spare.
+func (p *Pool) Spare() bool { return p.load.spare(time.Now()) }
+
 // parseStat takes the first line of /proc/stat apart: idle (with iowait) and total ticks.
 func parseStat(raw []byte) (idle, total uint64, ok bool) {
 	line, _, _ := bytes.Cut(raw, []byte("\n"))

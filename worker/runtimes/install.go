@@ -8,12 +8,14 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"time"
 )
 
 const (
 	pythonClient = "bootstrap.py"
 	nodeClient   = "bootstrap.js"
+	nodeWarmName = "warm.js"
 
 	// compileLimit bounds how long an interpreter may take to compile its client.
 	compileLimit = 30 * time.Second
@@ -25,22 +27,31 @@ var pythonSource []byte
 //go:embed node/bootstrap.js
 var nodeSource []byte
 
+//go:embed node/warm.js
+var nodeWarm []byte
+
 // compilePython writes the bytecode of argv[1] to argv[2]. The bytecode is not checked against the
 // source again: both are written here, and one stat less is a cold start's gain. Tracebacks name
-// the source where it is seen inside.
-const compilePython = `import sys, py_compile
+// the source where it is seen inside. Before that it does what a parked client does while it has no
+// function, and prints which modules that has imported.
+const compilePython = `import sys, runpy
+runpy.run_path(sys.argv[1], run_name="client")["_exercise"]()
+print(" ".join({name.partition(".")[0] for name in sys.modules}))
+import py_compile
 py_compile.compile(sys.argv[1], cfile=sys.argv[2], dfile=sys.argv[3], doraise=True,
                    invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH)`
 
 // Install writes the runtime clients that the runtimes need into dir, which is made when it is not
 // there and is mounted at /var/runtime. Every file is whole or not there, and readable by any uid;
 // installing again over a running worker's folder is safe. Bytecode is made by each interpreter
-// itself, so that it is the one it can read.
+// itself, so that it is the one it can read. It completes each Runtime of found with what the
+// parked client imports.
 func Install(ctx context.Context, dir string, found []Runtime) error {
 	if err := mkdir(dir); err != nil {
 		return err
 	}
-	for _, r := range found {
+	for i := range found {
+		r := &found[i]
 		if r.Native() {
 			continue
 		}
@@ -49,8 +60,10 @@ func Install(ctx context.Context, dir string, found []Runtime) error {
 			if err := mkdir(folder); err != nil {
 				return err
 			}
-			if err := write(filepath.Join(folder, nodeClient), nodeSource); err != nil {
-				return err
+			for name, content := range map[string][]byte{nodeClient: nodeSource, nodeWarmName: nodeWarm} {
+				if err := write(filepath.Join(folder, name), content); err != nil {
+					return err
+				}
 			}
 			continue
 		}
@@ -61,7 +74,7 @@ func Install(ctx context.Context, dir string, found []Runtime) error {
 	return nil
 }
 
-func installPython(ctx context.Context, folder string, r Runtime) error {
+func installPython(ctx context.Context, folder string, r *Runtime) error {
 	if err := mkdir(folder); err != nil {
 		return err
 	}
@@ -83,8 +96,13 @@ func installPython(ctx context.Context, folder string, r Runtime) error {
 		source, code.Name(), RuntimeRoot+"/"+r.Name+"/"+pythonClient)
 	cmd.Env = []string{"PATH=/usr/bin:/bin", "LANG=C.UTF-8"}
 	cmd.WaitDelay = time.Second
-	if out, err := cmd.CombinedOutput(); err != nil {
+	out, err := cmd.CombinedOutput()
+	if err != nil {
 		return fmt.Errorf("runtimes: compile the client with %s: %w: %s", r.Path, err, bytes.TrimSpace(out))
+	}
+	r.imported = map[string]bool{}
+	for name := range strings.FieldsSeq(string(out)) {
+		r.imported[name] = true
 	}
 	return publish(code.Name(), source+"c")
 }

@@ -28,6 +28,9 @@ type Runtime struct {
 	Version string
 	// ReadOnly are host directories the interpreter needs besides /usr, /lib*, /bin and /sbin.
 	ReadOnly []string
+
+	// imported are the modules that a parked Python has imported, by name; see Shadows.
+	imported map[string]bool
 }
 
 // Native says that the function brings its own program (provided.*).

@@ -19,6 +19,10 @@ func (r *run) measureCold(ctx context.Context) error {
 		if !r.any(set.kind+".") && !(set.kind == "cold" && r.any("floor.start.")) {
 			continue
 		}
+		before, err := r.startsOf(ctx)
+		if err != nil {
+			return err
+		}
 		for i := range set.calls {
 			for _, l := range languages {
 				f := r.functions[l]
@@ -30,10 +34,15 @@ func (r *run) measureCold(ctx context.Context) error {
 				}
 			}
 		}
+		after, err := r.startsOf(ctx)
+		if err != nil {
+			return err
+		}
 		for _, l := range languages {
 			row := key(set.kind, l)
 			if s := r.of(row); s.latency != nil {
-				r.note(row, fmt.Sprintf("%d functions, each deployed, left alone for %v and called once; one at a time, connection warm", s.calls, r.pace))
+				r.note(row, fmt.Sprintf("%d functions, each deployed, left alone for %v and called once; one at a time, connection warm; %d of all starts found a parked sandbox, %d did not",
+					s.calls, r.pace, after[l].Hits-before[l].Hits, after[l].Misses-before[l].Misses))
 				r.say("%-12s p50 %.1f ms  p99 %.1f ms", row, millis(s.latency.ValueAtQuantile(50)), millis(s.latency.ValueAtQuantile(99)))
 			}
 		}

@@ -5236,7 +5236,9 @@ type WorkerStatus struct {
 	Missing  []string `protobuf:"bytes,6,rep,name=missing,proto3" json:"missing,omitempty"`
 	Draining bool     `protobuf:"varint,7,opt,name=draining,proto3" json:"draining,omitempty"`
 	// Empty when it takes calls; else why it does not.
-	Unavailable   string `protobuf:"bytes,8,opt,name=unavailable,proto3" json:"unavailable,omitempty"`
+	Unavailable string `protobuf:"bytes,8,opt,name=unavailable,proto3" json:"unavailable,omitempty"`
+	// Its sandboxes that wait for a function.
+	Parked        []*ParkedStock `protobuf:"bytes,9,rep,name=parked,proto3" json:"parked,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -5325,6 +5327,13 @@ func (x *WorkerStatus) GetUnavailable() string {
 		return x.Unavailable
 	}
 	return ""
+}
+
+func (x *WorkerStatus) GetParked() []*ParkedStock {
+	if x != nil {
+		return x.Parked
+	}
+	return nil
 }
 
 type TailLogsRequest struct {
@@ -6136,7 +6145,7 @@ const file_doze_v1_api_proto_rawDesc = "" +
 	"\tfunctions\x18\x05 \x01(\x03R\tfunctions\x12\x1c\n" +
 	"\tinstances\x18\x06 \x01(\x03R\tinstances\x12%\n" +
 	"\x0epending_events\x18\a \x01(\x03R\rpendingEvents\x127\n" +
-	"\aworkers\x18\b \x03(\v2\x15.doze.v1.WorkerStatusB\x06\xa2\xb8\x19\x02\x18\x01R\aworkers\"\x90\x02\n" +
+	"\aworkers\x18\b \x03(\v2\x15.doze.v1.WorkerStatusB\x06\xa2\xb8\x19\x02\x18\x01R\aworkers\"\xc6\x02\n" +
 	"\fWorkerStatus\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12,\n" +
 	"\x12memory_total_bytes\x18\x02 \x01(\x03R\x10memoryTotalBytes\x12*\n" +
@@ -6145,7 +6154,8 @@ const file_doze_v1_api_proto_rawDesc = "" +
 	"\asandbox\x18\x05 \x01(\tR\asandbox\x12 \n" +
 	"\amissing\x18\x06 \x03(\tB\x06\xa2\xb8\x19\x02\x18\x01R\amissing\x12\x1a\n" +
 	"\bdraining\x18\a \x01(\bR\bdraining\x12 \n" +
-	"\vunavailable\x18\b \x01(\tR\vunavailable\"\xb8\x01\n" +
+	"\vunavailable\x18\b \x01(\tR\vunavailable\x124\n" +
+	"\x06parked\x18\t \x03(\v2\x14.doze.v1.ParkedStockB\x06\xa2\xb8\x19\x02\x18\x01R\x06parked\"\xb8\x01\n" +
 	"\x0fTailLogsRequest\x124\n" +
 	"\rfunction_name\x18\x01 \x01(\tB\n" +
 	"\xa2\xb8\x19\x06\b,\x10\x01 \x01H\x00R\ffunctionName\x88\x01\x01\x12#\n" +
@@ -6289,6 +6299,7 @@ var file_doze_v1_api_proto_goTypes = []any{
 	nil,                                                  // 86: doze.v1.TagResourceRequest.TagsEntry
 	nil,                                                  // 87: doze.v1.ListTagsResponse.TagsEntry
 	(*Runtime)(nil),                                      // 88: doze.v1.Runtime
+	(*ParkedStock)(nil),                                  // 89: doze.v1.ParkedStock
 }
 var file_doze_v1_api_proto_depIdxs = []int32{
 	82, // 0: doze.v1.Environment.variables:type_name -> doze.v1.Environment.VariablesEntry
@@ -6354,63 +6365,64 @@ var file_doze_v1_api_proto_depIdxs = []int32{
 	88, // 60: doze.v1.RuntimesResponse.runtimes:type_name -> doze.v1.Runtime
 	76, // 61: doze.v1.Bill.functions:type_name -> doze.v1.FunctionBill
 	79, // 62: doze.v1.Status.workers:type_name -> doze.v1.WorkerStatus
-	14, // 63: doze.v1.Lambda.CreateFunction:input_type -> doze.v1.CreateFunctionRequest
-	26, // 64: doze.v1.Lambda.GetFunction:input_type -> doze.v1.GetFunctionRequest
-	31, // 65: doze.v1.Lambda.GetFunctionConfiguration:input_type -> doze.v1.GetFunctionConfigurationRequest
-	32, // 66: doze.v1.Lambda.ListFunctions:input_type -> doze.v1.ListFunctionsRequest
-	34, // 67: doze.v1.Lambda.UpdateFunctionCode:input_type -> doze.v1.UpdateFunctionCodeRequest
-	35, // 68: doze.v1.Lambda.UpdateFunctionConfiguration:input_type -> doze.v1.UpdateFunctionConfigurationRequest
-	36, // 69: doze.v1.Lambda.DeleteFunction:input_type -> doze.v1.DeleteFunctionRequest
-	38, // 70: doze.v1.Lambda.Invoke:input_type -> doze.v1.InvokeRequest
-	40, // 71: doze.v1.Lambda.PublishVersion:input_type -> doze.v1.PublishVersionRequest
-	41, // 72: doze.v1.Lambda.ListVersionsByFunction:input_type -> doze.v1.ListVersionsByFunctionRequest
-	43, // 73: doze.v1.Lambda.GetFunctionCodeSigningConfig:input_type -> doze.v1.GetFunctionCodeSigningConfigRequest
-	45, // 74: doze.v1.Lambda.PutFunctionConcurrency:input_type -> doze.v1.PutFunctionConcurrencyRequest
-	46, // 75: doze.v1.Lambda.GetFunctionConcurrency:input_type -> doze.v1.GetFunctionConcurrencyRequest
-	48, // 76: doze.v1.Lambda.DeleteFunctionConcurrency:input_type -> doze.v1.DeleteFunctionConcurrencyRequest
-	50, // 77: doze.v1.Lambda.AddPermission:input_type -> doze.v1.AddPermissionRequest
-	52, // 78: doze.v1.Lambda.GetPolicy:input_type -> doze.v1.GetPolicyRequest
-	54, // 79: doze.v1.Lambda.RemovePermission:input_type -> doze.v1.RemovePermissionRequest
-	56, // 80: doze.v1.Lambda.TagResource:input_type -> doze.v1.TagResourceRequest
-	58, // 81: doze.v1.Lambda.UntagResource:input_type -> doze.v1.UntagResourceRequest
-	60, // 82: doze.v1.Lambda.ListTags:input_type -> doze.v1.ListTagsRequest
-	62, // 83: doze.v1.Lambda.GetAccountSettings:input_type -> doze.v1.GetAccountSettingsRequest
-	69, // 84: doze.v1.Lambda.ListInstances:input_type -> doze.v1.InstancesRequest
-	72, // 85: doze.v1.Lambda.ListRuntimes:input_type -> doze.v1.RuntimesRequest
-	74, // 86: doze.v1.Lambda.GetBill:input_type -> doze.v1.GetBillRequest
-	77, // 87: doze.v1.Lambda.GetStatus:input_type -> doze.v1.GetStatusRequest
-	80, // 88: doze.v1.Lambda.TailLogs:input_type -> doze.v1.TailLogsRequest
-	25, // 89: doze.v1.Lambda.CreateFunction:output_type -> doze.v1.FunctionConfiguration
-	30, // 90: doze.v1.Lambda.GetFunction:output_type -> doze.v1.GetFunctionResponse
-	25, // 91: doze.v1.Lambda.GetFunctionConfiguration:output_type -> doze.v1.FunctionConfiguration
-	33, // 92: doze.v1.Lambda.ListFunctions:output_type -> doze.v1.ListFunctionsResponse
-	25, // 93: doze.v1.Lambda.UpdateFunctionCode:output_type -> doze.v1.FunctionConfiguration
-	25, // 94: doze.v1.Lambda.UpdateFunctionConfiguration:output_type -> doze.v1.FunctionConfiguration
-	37, // 95: doze.v1.Lambda.DeleteFunction:output_type -> doze.v1.DeleteFunctionResponse
-	39, // 96: doze.v1.Lambda.Invoke:output_type -> doze.v1.InvokeResponse
-	25, // 97: doze.v1.Lambda.PublishVersion:output_type -> doze.v1.FunctionConfiguration
-	42, // 98: doze.v1.Lambda.ListVersionsByFunction:output_type -> doze.v1.ListVersionsByFunctionResponse
-	44, // 99: doze.v1.Lambda.GetFunctionCodeSigningConfig:output_type -> doze.v1.GetFunctionCodeSigningConfigResponse
-	29, // 100: doze.v1.Lambda.PutFunctionConcurrency:output_type -> doze.v1.Concurrency
-	47, // 101: doze.v1.Lambda.GetFunctionConcurrency:output_type -> doze.v1.GetFunctionConcurrencyResponse
-	49, // 102: doze.v1.Lambda.DeleteFunctionConcurrency:output_type -> doze.v1.DeleteFunctionConcurrencyResponse
-	51, // 103: doze.v1.Lambda.AddPermission:output_type -> doze.v1.AddPermissionResponse
-	53, // 104: doze.v1.Lambda.GetPolicy:output_type -> doze.v1.GetPolicyResponse
-	55, // 105: doze.v1.Lambda.RemovePermission:output_type -> doze.v1.RemovePermissionResponse
-	57, // 106: doze.v1.Lambda.TagResource:output_type -> doze.v1.TagResourceResponse
-	59, // 107: doze.v1.Lambda.UntagResource:output_type -> doze.v1.UntagResourceResponse
-	61, // 108: doze.v1.Lambda.ListTags:output_type -> doze.v1.ListTagsResponse
-	65, // 109: doze.v1.Lambda.GetAccountSettings:output_type -> doze.v1.GetAccountSettingsResponse
-	70, // 110: doze.v1.Lambda.ListInstances:output_type -> doze.v1.InstancesResponse
-	73, // 111: doze.v1.Lambda.ListRuntimes:output_type -> doze.v1.RuntimesResponse
-	75, // 112: doze.v1.Lambda.GetBill:output_type -> doze.v1.Bill
-	78, // 113: doze.v1.Lambda.GetStatus:output_type -> doze.v1.Status
-	81, // 114: doze.v1.Lambda.TailLogs:output_type -> doze.v1.LogRecord
-	89, // [89:115] is the sub-list for method output_type
-	63, // [63:89] is the sub-list for method input_type
-	63, // [63:63] is the sub-list for extension type_name
-	63, // [63:63] is the sub-list for extension extendee
-	0,  // [0:63] is the sub-list for field type_name
+	89, // 63: doze.v1.WorkerStatus.parked:type_name -> doze.v1.ParkedStock
+	14, // 64: doze.v1.Lambda.CreateFunction:input_type -> doze.v1.CreateFunctionRequest
+	26, // 65: doze.v1.Lambda.GetFunction:input_type -> doze.v1.GetFunctionRequest
+	31, // 66: doze.v1.Lambda.GetFunctionConfiguration:input_type -> doze.v1.GetFunctionConfigurationRequest
+	32, // 67: doze.v1.Lambda.ListFunctions:input_type -> doze.v1.ListFunctionsRequest
+	34, // 68: doze.v1.Lambda.UpdateFunctionCode:input_type -> doze.v1.UpdateFunctionCodeRequest
+	35, // 69: doze.v1.Lambda.UpdateFunctionConfiguration:input_type -> doze.v1.UpdateFunctionConfigurationRequest
+	36, // 70: doze.v1.Lambda.DeleteFunction:input_type -> doze.v1.DeleteFunctionRequest
+	38, // 71: doze.v1.Lambda.Invoke:input_type -> doze.v1.InvokeRequest
+	40, // 72: doze.v1.Lambda.PublishVersion:input_type -> doze.v1.PublishVersionRequest
+	41, // 73: doze.v1.Lambda.ListVersionsByFunction:input_type -> doze.v1.ListVersionsByFunctionRequest
+	43, // 74: doze.v1.Lambda.GetFunctionCodeSigningConfig:input_type -> doze.v1.GetFunctionCodeSigningConfigRequest
+	45, // 75: doze.v1.Lambda.PutFunctionConcurrency:input_type -> doze.v1.PutFunctionConcurrencyRequest
+	46, // 76: doze.v1.Lambda.GetFunctionConcurrency:input_type -> doze.v1.GetFunctionConcurrencyRequest
+	48, // 77: doze.v1.Lambda.DeleteFunctionConcurrency:input_type -> doze.v1.DeleteFunctionConcurrencyRequest
+	50, // 78: doze.v1.Lambda.AddPermission:input_type -> doze.v1.AddPermissionRequest
+	52, // 79: doze.v1.Lambda.GetPolicy:input_type -> doze.v1.GetPolicyRequest
+	54, // 80: doze.v1.Lambda.RemovePermission:input_type -> doze.v1.RemovePermissionRequest
+	56, // 81: doze.v1.Lambda.TagResource:input_type -> doze.v1.TagResourceRequest
+	58, // 82: doze.v1.Lambda.UntagResource:input_type -> doze.v1.UntagResourceRequest
+	60, // 83: doze.v1.Lambda.ListTags:input_type -> doze.v1.ListTagsRequest
+	62, // 84: doze.v1.Lambda.GetAccountSettings:input_type -> doze.v1.GetAccountSettingsRequest
+	69, // 85: doze.v1.Lambda.ListInstances:input_type -> doze.v1.InstancesRequest
+	72, // 86: doze.v1.Lambda.ListRuntimes:input_type -> doze.v1.RuntimesRequest
+	74, // 87: doze.v1.Lambda.GetBill:input_type -> doze.v1.GetBillRequest
+	77, // 88: doze.v1.Lambda.GetStatus:input_type -> doze.v1.GetStatusRequest
+	80, // 89: doze.v1.Lambda.TailLogs:input_type -> doze.v1.TailLogsRequest
+	25, // 90: doze.v1.Lambda.CreateFunction:output_type -> doze.v1.FunctionConfiguration
+	30, // 91: doze.v1.Lambda.GetFunction:output_type -> doze.v1.GetFunctionResponse
+	25, // 92: doze.v1.Lambda.GetFunctionConfiguration:output_type -> doze.v1.FunctionConfiguration
+	33, // 93: doze.v1.Lambda.ListFunctions:output_type -> doze.v1.ListFunctionsResponse
+	25, // 94: doze.v1.Lambda.UpdateFunctionCode:output_type -> doze.v1.FunctionConfiguration
+	25, // 95: doze.v1.Lambda.UpdateFunctionConfiguration:output_type -> doze.v1.FunctionConfiguration
+	37, // 96: doze.v1.Lambda.DeleteFunction:output_type -> doze.v1.DeleteFunctionResponse
+	39, // 97: doze.v1.Lambda.Invoke:output_type -> doze.v1.InvokeResponse
+	25, // 98: doze.v1.Lambda.PublishVersion:output_type -> doze.v1.FunctionConfiguration
+	42, // 99: doze.v1.Lambda.ListVersionsByFunction:output_type -> doze.v1.ListVersionsByFunctionResponse
+	44, // 100: doze.v1.Lambda.GetFunctionCodeSigningConfig:output_type -> doze.v1.GetFunctionCodeSigningConfigResponse
+	29, // 101: doze.v1.Lambda.PutFunctionConcurrency:output_type -> doze.v1.Concurrency
+	47, // 102: doze.v1.Lambda.GetFunctionConcurrency:output_type -> doze.v1.GetFunctionConcurrencyResponse
+	49, // 103: doze.v1.Lambda.DeleteFunctionConcurrency:output_type -> doze.v1.DeleteFunctionConcurrencyResponse
+	51, // 104: doze.v1.Lambda.AddPermission:output_type -> doze.v1.AddPermissionResponse
+	53, // 105: doze.v1.Lambda.GetPolicy:output_type -> doze.v1.GetPolicyResponse
+	55, // 106: doze.v1.Lambda.RemovePermission:output_type -> doze.v1.RemovePermissionResponse
+	57, // 107: doze.v1.Lambda.TagResource:output_type -> doze.v1.TagResourceResponse
+	59, // 108: doze.v1.Lambda.UntagResource:output_type -> doze.v1.UntagResourceResponse
+	61, // 109: doze.v1.Lambda.ListTags:output_type -> doze.v1.ListTagsResponse
+	65, // 110: doze.v1.Lambda.GetAccountSettings:output_type -> doze.v1.GetAccountSettingsResponse
+	70, // 111: doze.v1.Lambda.ListInstances:output_type -> doze.v1.InstancesResponse
+	73, // 112: doze.v1.Lambda.ListRuntimes:output_type -> doze.v1.RuntimesResponse
+	75, // 113: doze.v1.Lambda.GetBill:output_type -> doze.v1.Bill
+	78, // 114: doze.v1.Lambda.GetStatus:output_type -> doze.v1.Status
+	81, // 115: doze.v1.Lambda.TailLogs:output_type -> doze.v1.LogRecord
+	90, // [90:116] is the sub-list for method output_type
+	64, // [64:90] is the sub-list for method input_type
+	64, // [64:64] is the sub-list for extension type_name
+	64, // [64:64] is the sub-list for extension extendee
+	0,  // [0:64] is the sub-list for field type_name
 }
 
 func init() { file_doze_v1_api_proto_init() }

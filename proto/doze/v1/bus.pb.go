@@ -439,7 +439,9 @@ type WorkerReport struct {
 	// "linux" or "process".
 	Sandbox string `protobuf:"bytes,9,opt,name=sandbox,proto3" json:"sandbox,omitempty"`
 	// What this machine's sandbox does not give, for people ("memory limits: no cgroup ...").
-	Missing       []string `protobuf:"bytes,10,rep,name=missing,proto3" json:"missing,omitempty"`
+	Missing []string `protobuf:"bytes,10,rep,name=missing,proto3" json:"missing,omitempty"`
+	// Its sandboxes that wait for a function.
+	Parked        []*ParkedStock `protobuf:"bytes,11,rep,name=parked,proto3" json:"parked,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -544,6 +546,199 @@ func (x *WorkerReport) GetMissing() []string {
 	return nil
 }
 
+func (x *WorkerReport) GetParked() []*ParkedStock {
+	if x != nil {
+		return x.Parked
+	}
+	return nil
+}
+
+// ParkedStock is what a worker keeps of one kind of sandboxes that wait for a function.
+type ParkedStock struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// "provided", "python3.11", or with the memory in MB that it was started for "nodejs20.x/128".
+	Kind string `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
+	// How many wait now, and how many should.
+	Parked uint32 `protobuf:"varint,2,opt,name=parked,proto3" json:"parked,omitempty"`
+	Target uint32 `protobuf:"varint,3,opt,name=target,proto3" json:"target,omitempty"`
+	// Starts of this worker that found one, and that did not.
+	Hits          int64 `protobuf:"varint,4,opt,name=hits,proto3" json:"hits,omitempty"`
+	Misses        int64 `protobuf:"varint,5,opt,name=misses,proto3" json:"misses,omitempty"`
+	MemoryBytes   int64 `protobuf:"varint,6,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ParkedStock) Reset() {
+	*x = ParkedStock{}
+	mi := &file_doze_v1_bus_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ParkedStock) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ParkedStock) ProtoMessage() {}
+
+func (x *ParkedStock) ProtoReflect() protoreflect.Message {
+	mi := &file_doze_v1_bus_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ParkedStock.ProtoReflect.Descriptor instead.
+func (*ParkedStock) Descriptor() ([]byte, []int) {
+	return file_doze_v1_bus_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *ParkedStock) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *ParkedStock) GetParked() uint32 {
+	if x != nil {
+		return x.Parked
+	}
+	return 0
+}
+
+func (x *ParkedStock) GetTarget() uint32 {
+	if x != nil {
+		return x.Target
+	}
+	return 0
+}
+
+func (x *ParkedStock) GetHits() int64 {
+	if x != nil {
+		return x.Hits
+	}
+	return 0
+}
+
+func (x *ParkedStock) GetMisses() int64 {
+	if x != nil {
+		return x.Misses
+	}
+	return 0
+}
+
+func (x *ParkedStock) GetMemoryBytes() int64 {
+	if x != nil {
+		return x.MemoryBytes
+	}
+	return 0
+}
+
+// RuntimesInUse is what control nodes tell workers: the runtimes that functions have.
+type RuntimesInUse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Uses          []*RuntimeUse          `protobuf:"bytes,1,rep,name=uses,proto3" json:"uses,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RuntimesInUse) Reset() {
+	*x = RuntimesInUse{}
+	mi := &file_doze_v1_bus_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RuntimesInUse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RuntimesInUse) ProtoMessage() {}
+
+func (x *RuntimesInUse) ProtoReflect() protoreflect.Message {
+	mi := &file_doze_v1_bus_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RuntimesInUse.ProtoReflect.Descriptor instead.
+func (*RuntimesInUse) Descriptor() ([]byte, []int) {
+	return file_doze_v1_bus_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *RuntimesInUse) GetUses() []*RuntimeUse {
+	if x != nil {
+		return x.Uses
+	}
+	return nil
+}
+
+// RuntimeUse is a runtime and a size of memory that some function has it with.
+type RuntimeUse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Runtime       string                 `protobuf:"bytes,1,opt,name=runtime,proto3" json:"runtime,omitempty"`
+	MemoryMb      uint32                 `protobuf:"varint,2,opt,name=memory_mb,json=memoryMb,proto3" json:"memory_mb,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RuntimeUse) Reset() {
+	*x = RuntimeUse{}
+	mi := &file_doze_v1_bus_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RuntimeUse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RuntimeUse) ProtoMessage() {}
+
+func (x *RuntimeUse) ProtoReflect() protoreflect.Message {
+	mi := &file_doze_v1_bus_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RuntimeUse.ProtoReflect.Descriptor instead.
+func (*RuntimeUse) Descriptor() ([]byte, []int) {
+	return file_doze_v1_bus_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *RuntimeUse) GetRuntime() string {
+	if x != nil {
+		return x.Runtime
+	}
+	return ""
+}
+
+func (x *RuntimeUse) GetMemoryMb() uint32 {
+	if x != nil {
+		return x.MemoryMb
+	}
+	return 0
+}
+
 // Hosted is one incarnation on one worker.
 type Hosted struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -556,7 +751,7 @@ type Hosted struct {
 
 func (x *Hosted) Reset() {
 	*x = Hosted{}
-	mi := &file_doze_v1_bus_proto_msgTypes[5]
+	mi := &file_doze_v1_bus_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -568,7 +763,7 @@ func (x *Hosted) String() string {
 func (*Hosted) ProtoMessage() {}
 
 func (x *Hosted) ProtoReflect() protoreflect.Message {
-	mi := &file_doze_v1_bus_proto_msgTypes[5]
+	mi := &file_doze_v1_bus_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -581,7 +776,7 @@ func (x *Hosted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Hosted.ProtoReflect.Descriptor instead.
 func (*Hosted) Descriptor() ([]byte, []int) {
-	return file_doze_v1_bus_proto_rawDescGZIP(), []int{5}
+	return file_doze_v1_bus_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Hosted) GetQueue() string {
@@ -620,7 +815,7 @@ type Runtime struct {
 
 func (x *Runtime) Reset() {
 	*x = Runtime{}
-	mi := &file_doze_v1_bus_proto_msgTypes[6]
+	mi := &file_doze_v1_bus_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -632,7 +827,7 @@ func (x *Runtime) String() string {
 func (*Runtime) ProtoMessage() {}
 
 func (x *Runtime) ProtoReflect() protoreflect.Message {
-	mi := &file_doze_v1_bus_proto_msgTypes[6]
+	mi := &file_doze_v1_bus_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -645,7 +840,7 @@ func (x *Runtime) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Runtime.ProtoReflect.Descriptor instead.
 func (*Runtime) Descriptor() ([]byte, []int) {
-	return file_doze_v1_bus_proto_rawDescGZIP(), []int{6}
+	return file_doze_v1_bus_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Runtime) GetName() string {
@@ -691,7 +886,7 @@ type InstanceInfo struct {
 
 func (x *InstanceInfo) Reset() {
 	*x = InstanceInfo{}
-	mi := &file_doze_v1_bus_proto_msgTypes[7]
+	mi := &file_doze_v1_bus_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -703,7 +898,7 @@ func (x *InstanceInfo) String() string {
 func (*InstanceInfo) ProtoMessage() {}
 
 func (x *InstanceInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_doze_v1_bus_proto_msgTypes[7]
+	mi := &file_doze_v1_bus_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -716,7 +911,7 @@ func (x *InstanceInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InstanceInfo.ProtoReflect.Descriptor instead.
 func (*InstanceInfo) Descriptor() ([]byte, []int) {
-	return file_doze_v1_bus_proto_rawDescGZIP(), []int{7}
+	return file_doze_v1_bus_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *InstanceInfo) GetId() string {
@@ -805,7 +1000,7 @@ type ListInstancesRequest struct {
 
 func (x *ListInstancesRequest) Reset() {
 	*x = ListInstancesRequest{}
-	mi := &file_doze_v1_bus_proto_msgTypes[8]
+	mi := &file_doze_v1_bus_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -817,7 +1012,7 @@ func (x *ListInstancesRequest) String() string {
 func (*ListInstancesRequest) ProtoMessage() {}
 
 func (x *ListInstancesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_doze_v1_bus_proto_msgTypes[8]
+	mi := &file_doze_v1_bus_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -830,7 +1025,7 @@ func (x *ListInstancesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListInstancesRequest.ProtoReflect.Descriptor instead.
 func (*ListInstancesRequest) Descriptor() ([]byte, []int) {
-	return file_doze_v1_bus_proto_rawDescGZIP(), []int{8}
+	return file_doze_v1_bus_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ListInstancesRequest) GetAccount() string {
@@ -849,7 +1044,7 @@ type ListInstancesReply struct {
 
 func (x *ListInstancesReply) Reset() {
 	*x = ListInstancesReply{}
-	mi := &file_doze_v1_bus_proto_msgTypes[9]
+	mi := &file_doze_v1_bus_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -861,7 +1056,7 @@ func (x *ListInstancesReply) String() string {
 func (*ListInstancesReply) ProtoMessage() {}
 
 func (x *ListInstancesReply) ProtoReflect() protoreflect.Message {
-	mi := &file_doze_v1_bus_proto_msgTypes[9]
+	mi := &file_doze_v1_bus_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -874,7 +1069,7 @@ func (x *ListInstancesReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListInstancesReply.ProtoReflect.Descriptor instead.
 func (*ListInstancesReply) Descriptor() ([]byte, []int) {
-	return file_doze_v1_bus_proto_rawDescGZIP(), []int{9}
+	return file_doze_v1_bus_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ListInstancesReply) GetInstances() []*InstanceInfo {
@@ -910,7 +1105,7 @@ type UsageBatch struct {
 
 func (x *UsageBatch) Reset() {
 	*x = UsageBatch{}
-	mi := &file_doze_v1_bus_proto_msgTypes[10]
+	mi := &file_doze_v1_bus_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -922,7 +1117,7 @@ func (x *UsageBatch) String() string {
 func (*UsageBatch) ProtoMessage() {}
 
 func (x *UsageBatch) ProtoReflect() protoreflect.Message {
-	mi := &file_doze_v1_bus_proto_msgTypes[10]
+	mi := &file_doze_v1_bus_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -935,7 +1130,7 @@ func (x *UsageBatch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UsageBatch.ProtoReflect.Descriptor instead.
 func (*UsageBatch) Descriptor() ([]byte, []int) {
-	return file_doze_v1_bus_proto_rawDescGZIP(), []int{10}
+	return file_doze_v1_bus_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *UsageBatch) GetEpoch() string {
@@ -1026,7 +1221,7 @@ type FunctionKey struct {
 
 func (x *FunctionKey) Reset() {
 	*x = FunctionKey{}
-	mi := &file_doze_v1_bus_proto_msgTypes[11]
+	mi := &file_doze_v1_bus_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1038,7 +1233,7 @@ func (x *FunctionKey) String() string {
 func (*FunctionKey) ProtoMessage() {}
 
 func (x *FunctionKey) ProtoReflect() protoreflect.Message {
-	mi := &file_doze_v1_bus_proto_msgTypes[11]
+	mi := &file_doze_v1_bus_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1051,7 +1246,7 @@ func (x *FunctionKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FunctionKey.ProtoReflect.Descriptor instead.
 func (*FunctionKey) Descriptor() ([]byte, []int) {
-	return file_doze_v1_bus_proto_rawDescGZIP(), []int{11}
+	return file_doze_v1_bus_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *FunctionKey) GetAccount() string {
@@ -1087,7 +1282,7 @@ type UsageApplied struct {
 
 func (x *UsageApplied) Reset() {
 	*x = UsageApplied{}
-	mi := &file_doze_v1_bus_proto_msgTypes[12]
+	mi := &file_doze_v1_bus_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1099,7 +1294,7 @@ func (x *UsageApplied) String() string {
 func (*UsageApplied) ProtoMessage() {}
 
 func (x *UsageApplied) ProtoReflect() protoreflect.Message {
-	mi := &file_doze_v1_bus_proto_msgTypes[12]
+	mi := &file_doze_v1_bus_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1112,7 +1307,7 @@ func (x *UsageApplied) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UsageApplied.ProtoReflect.Descriptor instead.
 func (*UsageApplied) Descriptor() ([]byte, []int) {
-	return file_doze_v1_bus_proto_rawDescGZIP(), []int{12}
+	return file_doze_v1_bus_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *UsageApplied) GetEpoch() string {
@@ -1141,7 +1336,7 @@ type LogChunk struct {
 
 func (x *LogChunk) Reset() {
 	*x = LogChunk{}
-	mi := &file_doze_v1_bus_proto_msgTypes[13]
+	mi := &file_doze_v1_bus_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1153,7 +1348,7 @@ func (x *LogChunk) String() string {
 func (*LogChunk) ProtoMessage() {}
 
 func (x *LogChunk) ProtoReflect() protoreflect.Message {
-	mi := &file_doze_v1_bus_proto_msgTypes[13]
+	mi := &file_doze_v1_bus_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1166,7 +1361,7 @@ func (x *LogChunk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogChunk.ProtoReflect.Descriptor instead.
 func (*LogChunk) Descriptor() ([]byte, []int) {
-	return file_doze_v1_bus_proto_rawDescGZIP(), []int{13}
+	return file_doze_v1_bus_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *LogChunk) GetAccount() string {
@@ -1203,7 +1398,7 @@ type LogLine struct {
 
 func (x *LogLine) Reset() {
 	*x = LogLine{}
-	mi := &file_doze_v1_bus_proto_msgTypes[14]
+	mi := &file_doze_v1_bus_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1215,7 +1410,7 @@ func (x *LogLine) String() string {
 func (*LogLine) ProtoMessage() {}
 
 func (x *LogLine) ProtoReflect() protoreflect.Message {
-	mi := &file_doze_v1_bus_proto_msgTypes[14]
+	mi := &file_doze_v1_bus_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1228,7 +1423,7 @@ func (x *LogLine) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogLine.ProtoReflect.Descriptor instead.
 func (*LogLine) Descriptor() ([]byte, []int) {
-	return file_doze_v1_bus_proto_rawDescGZIP(), []int{14}
+	return file_doze_v1_bus_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *LogLine) GetAtMs() int64 {
@@ -1275,7 +1470,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_doze_v1_bus_proto_msgTypes[15]
+	mi := &file_doze_v1_bus_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1287,7 +1482,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_doze_v1_bus_proto_msgTypes[15]
+	mi := &file_doze_v1_bus_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1300,7 +1495,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_doze_v1_bus_proto_rawDescGZIP(), []int{15}
+	return file_doze_v1_bus_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Event) GetId() []byte {
@@ -1418,7 +1613,7 @@ const file_doze_v1_bus_proto_rawDesc = "" +
 	"\aaccount\x18\x01 \x01(\tR\aaccount\x12\x1a\n" +
 	"\bfunction\x18\x02 \x01(\tR\bfunction\x12\x18\n" +
 	"\aversion\x18\x03 \x01(\tR\aversion\x12\x1a\n" +
-	"\brevision\x18\x04 \x01(\tR\brevision\"\xdf\x02\n" +
+	"\brevision\x18\x04 \x01(\tR\brevision\"\x8d\x03\n" +
 	"\fWorkerReport\x12\x16\n" +
 	"\x06worker\x18\x01 \x01(\tR\x06worker\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\tR\x05epoch\x12,\n" +
@@ -1430,7 +1625,21 @@ const file_doze_v1_bus_proto_rawDesc = "" +
 	"\vunavailable\x18\b \x01(\tR\vunavailable\x12\x18\n" +
 	"\asandbox\x18\t \x01(\tR\asandbox\x12\x18\n" +
 	"\amissing\x18\n" +
-	" \x03(\tR\amissing\"P\n" +
+	" \x03(\tR\amissing\x12,\n" +
+	"\x06parked\x18\v \x03(\v2\x14.doze.v1.ParkedStockR\x06parked\"\xa0\x01\n" +
+	"\vParkedStock\x12\x12\n" +
+	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x16\n" +
+	"\x06parked\x18\x02 \x01(\rR\x06parked\x12\x16\n" +
+	"\x06target\x18\x03 \x01(\rR\x06target\x12\x12\n" +
+	"\x04hits\x18\x04 \x01(\x03R\x04hits\x12\x16\n" +
+	"\x06misses\x18\x05 \x01(\x03R\x06misses\x12!\n" +
+	"\fmemory_bytes\x18\x06 \x01(\x03R\vmemoryBytes\"8\n" +
+	"\rRuntimesInUse\x12'\n" +
+	"\x04uses\x18\x01 \x03(\v2\x13.doze.v1.RuntimeUseR\x04uses\"C\n" +
+	"\n" +
+	"RuntimeUse\x12\x18\n" +
+	"\aruntime\x18\x01 \x01(\tR\aruntime\x12\x1b\n" +
+	"\tmemory_mb\x18\x02 \x01(\rR\bmemoryMb\"P\n" +
 	"\x06Hosted\x12\x14\n" +
 	"\x05queue\x18\x01 \x01(\tR\x05queue\x12\x1c\n" +
 	"\tinstances\x18\x02 \x01(\rR\tinstances\x12\x12\n" +
@@ -1512,7 +1721,7 @@ func file_doze_v1_bus_proto_rawDescGZIP() []byte {
 }
 
 var file_doze_v1_bus_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_doze_v1_bus_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
+var file_doze_v1_bus_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
 var file_doze_v1_bus_proto_goTypes = []any{
 	(HostReply_Verdict)(0),       // 0: doze.v1.HostReply.Verdict
 	(*FunctionSpec)(nil),         // 1: doze.v1.FunctionSpec
@@ -1520,33 +1729,38 @@ var file_doze_v1_bus_proto_goTypes = []any{
 	(*HostReply)(nil),            // 3: doze.v1.HostReply
 	(*RetireRequest)(nil),        // 4: doze.v1.RetireRequest
 	(*WorkerReport)(nil),         // 5: doze.v1.WorkerReport
-	(*Hosted)(nil),               // 6: doze.v1.Hosted
-	(*Runtime)(nil),              // 7: doze.v1.Runtime
-	(*InstanceInfo)(nil),         // 8: doze.v1.InstanceInfo
-	(*ListInstancesRequest)(nil), // 9: doze.v1.ListInstancesRequest
-	(*ListInstancesReply)(nil),   // 10: doze.v1.ListInstancesReply
-	(*UsageBatch)(nil),           // 11: doze.v1.UsageBatch
-	(*FunctionKey)(nil),          // 12: doze.v1.FunctionKey
-	(*UsageApplied)(nil),         // 13: doze.v1.UsageApplied
-	(*LogChunk)(nil),             // 14: doze.v1.LogChunk
-	(*LogLine)(nil),              // 15: doze.v1.LogLine
-	(*Event)(nil),                // 16: doze.v1.Event
-	nil,                          // 17: doze.v1.FunctionSpec.EnvironmentEntry
+	(*ParkedStock)(nil),          // 6: doze.v1.ParkedStock
+	(*RuntimesInUse)(nil),        // 7: doze.v1.RuntimesInUse
+	(*RuntimeUse)(nil),           // 8: doze.v1.RuntimeUse
+	(*Hosted)(nil),               // 9: doze.v1.Hosted
+	(*Runtime)(nil),              // 10: doze.v1.Runtime
+	(*InstanceInfo)(nil),         // 11: doze.v1.InstanceInfo
+	(*ListInstancesRequest)(nil), // 12: doze.v1.ListInstancesRequest
+	(*ListInstancesReply)(nil),   // 13: doze.v1.ListInstancesReply
+	(*UsageBatch)(nil),           // 14: doze.v1.UsageBatch
+	(*FunctionKey)(nil),          // 15: doze.v1.FunctionKey
+	(*UsageApplied)(nil),         // 16: doze.v1.UsageApplied
+	(*LogChunk)(nil),             // 17: doze.v1.LogChunk
+	(*LogLine)(nil),              // 18: doze.v1.LogLine
+	(*Event)(nil),                // 19: doze.v1.Event
+	nil,                          // 20: doze.v1.FunctionSpec.EnvironmentEntry
 }
 var file_doze_v1_bus_proto_depIdxs = []int32{
-	17, // 0: doze.v1.FunctionSpec.environment:type_name -> doze.v1.FunctionSpec.EnvironmentEntry
+	20, // 0: doze.v1.FunctionSpec.environment:type_name -> doze.v1.FunctionSpec.EnvironmentEntry
 	1,  // 1: doze.v1.HostRequest.spec:type_name -> doze.v1.FunctionSpec
 	0,  // 2: doze.v1.HostReply.verdict:type_name -> doze.v1.HostReply.Verdict
-	7,  // 3: doze.v1.WorkerReport.runtimes:type_name -> doze.v1.Runtime
-	6,  // 4: doze.v1.WorkerReport.hosted:type_name -> doze.v1.Hosted
-	8,  // 5: doze.v1.ListInstancesReply.instances:type_name -> doze.v1.InstanceInfo
-	12, // 6: doze.v1.UsageBatch.functions:type_name -> doze.v1.FunctionKey
-	15, // 7: doze.v1.LogChunk.lines:type_name -> doze.v1.LogLine
-	8,  // [8:8] is the sub-list for method output_type
-	8,  // [8:8] is the sub-list for method input_type
-	8,  // [8:8] is the sub-list for extension type_name
-	8,  // [8:8] is the sub-list for extension extendee
-	0,  // [0:8] is the sub-list for field type_name
+	10, // 3: doze.v1.WorkerReport.runtimes:type_name -> doze.v1.Runtime
+	9,  // 4: doze.v1.WorkerReport.hosted:type_name -> doze.v1.Hosted
+	6,  // 5: doze.v1.WorkerReport.parked:type_name -> doze.v1.ParkedStock
+	8,  // 6: doze.v1.RuntimesInUse.uses:type_name -> doze.v1.RuntimeUse
+	11, // 7: doze.v1.ListInstancesReply.instances:type_name -> doze.v1.InstanceInfo
+	15, // 8: doze.v1.UsageBatch.functions:type_name -> doze.v1.FunctionKey
+	18, // 9: doze.v1.LogChunk.lines:type_name -> doze.v1.LogLine
+	10, // [10:10] is the sub-list for method output_type
+	10, // [10:10] is the sub-list for method input_type
+	10, // [10:10] is the sub-list for extension type_name
+	10, // [10:10] is the sub-list for extension extendee
+	0,  // [0:10] is the sub-list for field type_name
 }
 
 func init() { file_doze_v1_bus_proto_init() }
@@ -1561,7 +1775,7 @@ func file_doze_v1_bus_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_doze_v1_bus_proto_rawDesc), len(file_doze_v1_bus_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   17,
+			NumMessages:   20,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

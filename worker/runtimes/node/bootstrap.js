@@ -3,6 +3,9 @@
 // Doze's runtime client for Node.js functions: it loads the handler, polls the Runtime API at
 // $AWS_LAMBDA_RUNTIME_API and calls the handler, one event at a time. It speaks HTTP over a plain
 // socket, and the response and the next poll leave in one write. Node.js 18 or later.
+//
+// Started with the argument "parked" it first waits for a function, having done beforehand what does
+// not depend on it: see the section "parked".
 
 const net = require('net');
 const fs = require('fs');
@@ -11,8 +14,6 @@ const util = require('util');
 const { pathToFileURL } = require('url');
 
 const API = '/2018-06-01/runtime/';
-const ADDRESS = process.env.AWS_LAMBDA_RUNTIME_API;
-const TASK_ROOT = process.env.LAMBDA_TASK_ROOT || '/var/task';
 
 let requestId;
 
@@ -152,6 +153,7 @@ class Client {
     this.waiting = [];
     this.failures = 0;
     this.held = true;
+    this.trouble = null;
   }
 
   connect() {
@@ -414,11 +416,21 @@ let client;
 let current = null; // the invocation that has no answer yet
 let traceId; // what _X_AMZN_TRACE_ID was set to; process.env is slow
 
-const FUNCTION_VERSION = process.env.AWS_LAMBDA_FUNCTION_VERSION;
-const FUNCTION_NAME = process.env.AWS_LAMBDA_FUNCTION_NAME;
-const MEMORY_SIZE = process.env.AWS_LAMBDA_FUNCTION_MEMORY_SIZE;
-const LOG_GROUP_NAME = process.env.AWS_LAMBDA_LOG_GROUP_NAME;
-const LOG_STREAM_NAME = process.env.AWS_LAMBDA_LOG_STREAM_NAME;
+// What a context says of the function.
+let functionVersion;
+let functionName;
+let memorySize;
+let logGroupName;
+let logStreamName;
+
+// adopt takes the function's name in.
+function adopt() {
+  functionVersion = process.env.AWS_LAMBDA_FUNCTION_VERSION;
+  functionName = process.env.AWS_LAMBDA_FUNCTION_NAME;
+  memorySize = process.env.AWS_LAMBDA_FUNCTION_MEMORY_SIZE;
+  logGroupName = process.env.AWS_LAMBDA_LOG_GROUP_NAME;
+  logStreamName = process.env.AWS_LAMBDA_LOG_STREAM_NAME;
+}
 
 class Invocation {
   constructor(id) {
@@ -489,11 +501,11 @@ function makeContext(invocation, head) {
   const deadline = head.get(DEADLINE);
   return {
     callbackWaitsForEmptyEventLoop: true,
-    functionVersion: FUNCTION_VERSION,
-    functionName: FUNCTION_NAME,
-    memoryLimitInMB: MEMORY_SIZE,
-    logGroupName: LOG_GROUP_NAME,
-    logStreamName: LOG_STREAM_NAME,
+    functionVersion,
+    functionName,
+    memoryLimitInMB: memorySize,
+    logGroupName,
+    logStreamName,
     clientContext: parseHeader(head.get(CLIENT_CONTEXT)),
     identity: parseHeader(head.get(IDENTITY)),
     invokedFunctionArn: head.get(ARN),
@@ -566,12 +578,108 @@ process.on('unhandledRejection', (reason) => {
   fatal('Unhandled Promise Rejection', error, 128);
 });
 
+// ------------------------------------------------------------------ parked
+
+// exercise serves itself one event over a real connection, so that nothing that every function needs happens
+// for the first time in a function's first call.
+async function exercise() {
+  const body = '{"a":[1,"x",null]}';
+  const event = 'HTTP/1.1 200 OK\r\nLambda-Runtime-Aws-Request-Id: 0\r\nLambda-Runtime-Deadline-Ms: 0\r\n' +
+    `Content-Type: application/json\r\nContent-Length: ${body.length}\r\n\r\n${body}`;
+  const ends = [];
+  const server = net.createServer();
+  const served = new Promise((resolve, reject) => {
+    server.on('error', reject);
+    server.on('connection', (socket) => {
+      ends.push(socket);
+      let text = '';
+      socket.on('data', (data) => {
+        text += data.toString('latin1');
+        if (text.split('/next HTTP/1.1').length === 2) socket.write(event); // the first poll
+        else resolve(); // the answer, with the next poll
+      });
+    });
+  });
+  await new Promise((resolve) => server.listen(0, '127.0.0.1', resolve));
+  client = new Client(`127.0.0.1:${server.address().port}`, onEvent);
+  client.next();
+  await served;
+  ends.push(client.socket, server);
+  client.socket = null; // so that the end of the connection means nothing to it
+  const ended = ends.map((end) => new Promise((resolve) => end.on('close', resolve)));
+  for (const end of ends) end === server ? end.close() : end.destroy();
+  await Promise.all(ended);
+}
+
+// becomeNobody takes back what exercise has left.
+function becomeNobody() {
+  requestId = undefined;
+  traceId = undefined;
+  handlerFunction = undefined;
+  current = null;
+  client = null;
+}
+
+// turn lets the event loop finish what has been begun.
+function turn() {
+  return new Promise((resolve) => setImmediate(resolve));
+}
+
+// handedOver says on the standard input, which is a socket, that this process waits; then it reads from it the
+// environment of its function.
+function handedOver() {
+  fs.writeSync(0, '.');
+  const parts = [];
+  const part = Buffer.allocUnsafe(65536);
+  for (;;) {
+    const n = fs.readSync(0, part);
+    if (n === 0) break;
+    parts.push(Buffer.from(part.subarray(0, n)));
+  }
+  fs.closeSync(0);
+  fs.openSync('/dev/null', 'r'); // the lowest free descriptor is 0
+  return Buffer.concat(parts).toString('utf8');
+}
+
+// WARM is what of Node.js itself many functions use and a bare start does not load. Nothing that looks at the
+// environment or the files of a function when it is loaded, as dns does, may be among it.
+const WARM = ['async_hooks', 'crypto', 'events', 'fs/promises', 'http', 'https', 'os', 'stream', 'stream/promises',
+  'timers/promises', 'zlib'];
+
+async function park() {
+  for (const name of WARM) require(name);
+  const crypto = require('crypto');
+  crypto.createHash('sha256').update(crypto.randomBytes(8)).digest('hex');
+  crypto.randomUUID();
+  const { warm } = require('./warm.js');
+  handlerFunction = warm;
+  util.format('%s %o', 'a', { a: [1] });
+  new Date().toISOString();
+  await exercise();
+  becomeNobody();
+  client = new Client(process.env.AWS_LAMBDA_RUNTIME_API, onEvent);
+  client.connect();
+  await new Promise((resolve) => client.socket.once('connect', resolve));
+  await turn();
+  const message = handedOver();
+  if (!message.endsWith('\0')) process.exit(0); // given up: there is no function
+  for (const name of Object.keys(process.env)) delete process.env[name];
+  for (const variable of message.slice(0, -1).split('\0')) {
+    const equals = variable.indexOf('=');
+    process.env[variable.slice(0, equals)] = variable.slice(equals + 1);
+  }
+  process.chdir('/var/task');
+}
+
 async function main() {
-  client = new Client(ADDRESS, onEvent);
-  patchConsole();
+  const parked = process.argv[2] === 'parked';
   process.argv.length = 1;
+  patchConsole();
+  if (parked) await park();
+  else client = new Client(process.env.AWS_LAMBDA_RUNTIME_API, onEvent);
+  adopt();
   try {
-    handlerFunction = await loadHandler(TASK_ROOT, process.env._HANDLER || '');
+    handlerFunction = await loadHandler(process.env.LAMBDA_TASK_ROOT || '/var/task', process.env._HANDLER || '');
   } catch (error) {
     fatal('Uncaught Exception', error, 1);
     return;

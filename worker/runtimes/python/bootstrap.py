@@ -4,6 +4,9 @@ It loads the handler, polls the Runtime API at $AWS_LAMBDA_RUNTIME_API and calls
 event at a time. What a function does not use is not imported: the socket is the interpreter's own
 _socket, JSON goes through the interpreter's C code, and logging, traceback and json come only when
 something asks for them. It runs with -S and on Python 3.8 or later.
+
+Started with the argument "parked" it first waits for a function, having done beforehand what does
+not depend on it: see the section "parked".
 """
 
 import sys
@@ -13,7 +16,6 @@ import os
 import _socket
 
 _API = "/2018-06-01/runtime/"
-_TASK_ROOT = os.environ.get("LAMBDA_TASK_ROOT", "/var/task")
 
 
 class Fault(Exception):
@@ -111,7 +113,7 @@ class Client:
         self._rest = b""
         self._polled = False
 
-    def _connect(self):
+    def connect(self):
         family = _socket.AF_INET6 if ":" in self._address[0] else _socket.AF_INET
         s = _socket.socket(family, _socket.SOCK_STREAM)
         try:
@@ -140,7 +142,7 @@ class Client:
             try:
                 if not self._polled:
                     if self._socket is None:
-                        self._connect()
+                        self.connect()
                     self._socket.sendall(self._poll)
                     self._polled = True
                 status, headers, body = self._answer()
@@ -166,7 +168,7 @@ class Client:
             request += self._poll
         try:
             if self._socket is None:
-                self._connect()
+                self.connect()
             self._polled = poll
             sent_all = True
             try:
@@ -318,11 +320,15 @@ def _identity(text):
 class LambdaContext:
     """What AWS passes as the handler's second argument."""
 
-    function_name = os.environ.get("AWS_LAMBDA_FUNCTION_NAME")
-    function_version = os.environ.get("AWS_LAMBDA_FUNCTION_VERSION")
-    memory_limit_in_mb = os.environ.get("AWS_LAMBDA_FUNCTION_MEMORY_SIZE")
-    log_group_name = os.environ.get("AWS_LAMBDA_LOG_GROUP_NAME")
-    log_stream_name = os.environ.get("AWS_LAMBDA_LOG_STREAM_NAME")
+    function_name = function_version = memory_limit_in_mb = log_group_name = log_stream_name = None
+
+    @classmethod
+    def _of(cls, environ):
+        cls.function_name = environ.get("AWS_LAMBDA_FUNCTION_NAME")
+        cls.function_version = environ.get("AWS_LAMBDA_FUNCTION_VERSION")
+        cls.memory_limit_in_mb = environ.get("AWS_LAMBDA_FUNCTION_MEMORY_SIZE")
+        cls.log_group_name = environ.get("AWS_LAMBDA_LOG_GROUP_NAME")
+        cls.log_stream_name = environ.get("AWS_LAMBDA_LOG_STREAM_NAME")
 
     def __init__(self, headers):
         get = headers.get
@@ -482,12 +488,9 @@ def _load(handler):
 
 def _prepare():
     """Makes the interpreter look as it does on AWS."""
-    version = "python%d.%d" % sys.version_info[:2]
     mine = os.path.dirname(os.path.abspath(sys.argv[0])) if sys.argv and sys.argv[0] else ""
     if sys.path and sys.path[0] == mine:
         del sys.path[0]
-    sys.path[0:0] = [_TASK_ROOT] + [p for p in ("/opt/python/lib/%s/site-packages" % version, "/opt/python")
-                                    if os.path.isdir(p)]
     sys.argv = [""]
     # What functions use of the site module, which is not loaded.
     builtins.exit = builtins.quit = sys.exit
@@ -498,6 +501,15 @@ def _prepare():
         _set_up_logging(logging)
     else:
         sys.meta_path.insert(0, _LoggingFinder)
+
+
+def _adopt():
+    """Takes the function's environment in: the places its modules are in, its name."""
+    version = "python%d.%d" % sys.version_info[:2]
+    root = os.environ.get("LAMBDA_TASK_ROOT", "/var/task")
+    sys.path[0:0] = [root] + [p for p in ("/opt/python/lib/%s/site-packages" % version, "/opt/python")
+                              if os.path.isdir(p)]
+    LambdaContext._of(os.environ)
 
 
 def _call(handler, body, headers):
@@ -525,10 +537,65 @@ def _call(handler, body, headers):
     return dumps(error), error["errorType"]
 
 
+# ---------------------------------------------------------------- parked
+
+# What most functions import. The owner of a function that brings a module of such a name, or of one that
+# these import, gets an interpreter that was not parked: see Shadows in package runtimes.
+_WARM = ("json", "logging", "datetime", "traceback", "socket", "base64", "urllib.parse", "typing", "random", "hashlib",
+         "uuid", "decimal")
+
+
+def _exercise():
+    """Runs once what every function needs, so that its first time is not the function's first call."""
+    for name in _WARM:
+        __import__(name)
+    compile("def handler(event, context):\n    return {'a': [event]}\n", "warm.py", "exec")
+    headers = {"lambda-runtime-aws-request-id": "", "lambda-runtime-deadline-ms": "0",
+               "lambda-runtime-invoked-function-arn": ""}
+    _call(lambda event, context: {"left": context.get_remaining_time_in_millis(), "event": event},
+          b'{"a": [1, 2.5, "x", null, true]}', headers)
+
+
+def _wait():
+    """Says on the standard input, which is a socket, that this process waits; then reads from it the
+    environment of its function, and becomes that function's."""
+    os.write(0, b".")
+    parts = []
+    while True:
+        part = os.read(0, 65536)
+        if not part:
+            break
+        parts.append(part)
+    null = os.open("/dev/null", os.O_RDONLY)
+    os.dup2(null, 0)
+    os.close(null)
+    message = b"".join(parts)
+    if not message.endswith(b"\0"):
+        os._exit(0)  # given up: there is no function
+    environ = os.environb
+    zone = environ.get(b"TZ")
+    coerced = environ.get(b"LC_CTYPE")  # set by the interpreter itself, as it will be for the function
+    environ.clear()
+    if coerced is not None:
+        environ[b"LC_CTYPE"] = coerced
+    for variable in message[:-1].split(b"\0"):
+        name, _, value = variable.partition(b"=")
+        environ[name] = value
+    if environ.get(b"TZ") != zone:
+        time.tzset()
+    os.chdir("/var/task")
+
+
 def main():
     global _request_id
     client = Client(os.environ["AWS_LAMBDA_RUNTIME_API"])
+    parked = sys.argv[1:] == ["parked"]
     _prepare()
+    if parked:
+        _exercise()
+        client.connect()
+        _wait()
+    _adopt()
     try:
         handler = _load(os.environ.get("_HANDLER", ""))
     except Exception as e:

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"sync"
 
@@ -35,23 +36,7 @@ func (g *group) born(l limits) (int, error) {
 	if err := unix.Mkdir(dir, 0o755); err != nil {
 		return -1, &os.PathError{Op: "mkdir", Path: dir, Err: err}
 	}
-	var errs []error
-	if c.in2["memory"] {
-		errs = append(errs, write(dir, "memory.max", strconv.FormatInt(l.memory, 10)))
-		if err := write(dir, "memory.swap.max", "0"); err != nil && !errors.Is(err, unix.ENOENT) {
-			errs = append(errs, err)
-		}
-	}
-	if c.in2["cpu"] {
-		errs = append(errs, write(dir, "cpu.weight", strconv.Itoa(weight(l.milli))))
-		if l.hard {
-			errs = append(errs, write(dir, "cpu.max", strconv.Itoa(quota(l.milli))+" "+strconv.Itoa(period)))
-		}
-	}
-	if c.in2["pids"] {
-		errs = append(errs, write(dir, "pids.max", strconv.Itoa(l.processes)))
-	}
-	if err := errors.Join(errs...); err != nil {
+	if err := g.limit(limits{}, l, true); err != nil {
 		return -1, err
 	}
 	fd, err := openRetry(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC)
@@ -81,26 +66,6 @@ func (g *group) joined(l limits) (tasks []int, err error) {
 		if made != nil && made != unix.EEXIST {
 			return tasks, &os.PathError{Op: "mkdir", Path: dir, Err: made}
 		}
-		switch name {
-		case "memory":
-			bytes := strconv.FormatInt(l.memory, 10)
-			err = write(dir, "memory.limit_in_bytes", bytes)
-			if err == nil && g.c.swap {
-				err = write(dir, "memory.memsw.limit_in_bytes", bytes)
-			}
-		case "cpu":
-			err = write(dir, "cpu.shares", strconv.Itoa(shares(l.milli)))
-			if err == nil && l.hard {
-				if err = write(dir, "cpu.cfs_period_us", strconv.Itoa(period)); err == nil {
-					err = write(dir, "cpu.cfs_quota_us", strconv.Itoa(quota(l.milli)))
-				}
-			}
-		case "pids":
-			err = write(dir, "pids.max", strconv.Itoa(l.processes))
-		}
-		if err != nil {
-			return tasks, err
-		}
 		if made == unix.EEXIST {
 			continue
 		}
@@ -110,7 +75,74 @@ func (g *group) joined(l limits) (tasks []int, err error) {
 		}
 		tasks = append(tasks, fd)
 	}
-	return tasks, nil
+	return tasks, g.limit(limits{}, l, false)
+}
+
+// relimit puts the limits l in the place of was.
+func (g *group) relimit(was, l limits) error {
+	if g.c.unified != "" {
+		if err := g.limit(was, l, true); err != nil {
+			return err
+		}
+	}
+	return g.limit(was, l, false)
+}
+
+// limit writes those limits that differ, to the unified hierarchy or to the others.
+func (g *group) limit(was, l limits, unified bool) error {
+	here := func(controller string) bool {
+		if unified {
+			return g.c.in2[controller]
+		}
+		return g.c.v1[controller] != ""
+	}
+	var errs []error
+	if l.memory != was.memory && here("memory") {
+		errs = append(errs, g.limitMemory(l.memory, l.memory > was.memory && was.memory > 0))
+	}
+	if l.milli != was.milli && here("cpu") {
+		file, value := "cpu.shares", shares(l.milli)
+		if unified {
+			file, value = "cpu.weight", weight(l.milli)
+		}
+		errs = append(errs, write(g.path("cpu"), file, strconv.Itoa(value)))
+	}
+	if l.hard && (!was.hard || l.milli != was.milli) && here("cpu") {
+		if unified {
+			errs = append(errs, write(g.path("cpu"), "cpu.max", strconv.Itoa(quota(l.milli))+" "+strconv.Itoa(period)))
+		} else {
+			errs = append(errs, write(g.path("cpu"), "cpu.cfs_period_us", strconv.Itoa(period)),
+				write(g.path("cpu"), "cpu.cfs_quota_us", strconv.Itoa(quota(l.milli))))
+		}
+	}
+	if l.processes != was.processes && here("pids") {
+		errs = append(errs, write(g.path("pids"), "pids.max", strconv.Itoa(l.processes)))
+	}
+	return errors.Join(errs...)
+}
+
+// limitMemory bounds memory, swap counted. Of v1's two files the wider bound moves first.
+func (g *group) limitMemory(memory int64, raise bool) error {
+	dir, value := g.path("memory"), strconv.FormatInt(memory, 10)
+	if g.c.in2["memory"] {
+		err := write(dir, "memory.max", value)
+		if swap := write(dir, "memory.swap.max", "0"); !errors.Is(swap, unix.ENOENT) {
+			err = errors.Join(err, swap)
+		}
+		return err
+	}
+	files := []string{"memory.limit_in_bytes", "memory.memsw.limit_in_bytes"}
+	if !g.c.swap {
+		files = files[:1]
+	} else if raise {
+		slices.Reverse(files)
+	}
+	for _, file := range files {
+		if err := write(dir, file, value); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // weight, shares and quota put a share of CPU into the kernel's units.

@@ -237,21 +237,42 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
+// BenchmarkStartParked is BenchmarkStart with a sandbox that was parked.
+func BenchmarkStartParked(b *testing.B) {
+	s := open(b, b.TempDir())
+	defer s.Close()
+	benchmarkStart(b, func(c sandbox.Config) func() (sandbox.Process, error) {
+		k, err := s.Park(context.Background(), sandbox.ParkConfig{ID: "parked-" + c.ID,
+			MemoryBytes: c.MemoryBytes, TmpBytes: c.TmpBytes, CPUMilli: c.CPUMilli, MaxProcesses: c.MaxProcesses})
+		if err != nil {
+			b.Fatal(err)
+		}
+		return func() (sandbox.Process, error) { return k.Start(context.Background(), c) }
+	})
+}
+
 // BenchmarkStart starts a program in sparse arrivals, 20 ms apart, and reports the median time until Start
 // returns, until its first byte is there, and until nothing of it is left.
 func BenchmarkStart(b *testing.B) {
 	s := open(b, b.TempDir())
 	defer s.Close()
+	benchmarkStart(b, func(c sandbox.Config) func() (sandbox.Process, error) {
+		return func() (sandbox.Process, error) { return s.Start(context.Background(), c) }
+	})
+}
+
+func benchmarkStart(b *testing.B, prepare func(sandbox.Config) func() (sandbox.Process, error)) {
 	c := sleeper("", b.TempDir())
 	c.Argv = []string{"/bin/echo", "hello"}
 	c.MemoryBytes, c.TmpBytes, c.CPUMilli = 128<<20, 512<<20, 1769
 	var started, first, gone []time.Duration
 	buf := make([]byte, 64)
 	for b.Loop() {
-		time.Sleep(20 * time.Millisecond)
 		c.ID = fmt.Sprint("b-", len(gone))
+		start := prepare(c)
+		time.Sleep(20 * time.Millisecond)
 		begin := time.Now()
-		p, err := s.Start(context.Background(), c)
+		p, err := start()
 		if err != nil {
 			b.Fatal(err)
 		}

@@ -34,3 +34,15 @@ func factory(t *testing.T, dataDir string) sandbox.Sandbox { return open(t, data
 func TestBehaviour(t *testing.T) { sandboxtest.Run(t, factory) }
 
 func TestWalls(t *testing.T) { sandboxtest.Walls(t, factory) }
+
+func TestParks(t *testing.T) { sandboxtest.Parks(t, factory) }
+
+func TestParkedBehaviour(t *testing.T) {
+	t.Run("empty", func(t *testing.T) { sandboxtest.Run(t, sandboxtest.Parked(factory, false)) })
+	t.Run("waiting", func(t *testing.T) { sandboxtest.Run(t, sandboxtest.Parked(factory, true)) })
+}
+
+func TestParkedWalls(t *testing.T) {
+	t.Run("empty", func(t *testing.T) { sandboxtest.Walls(t, sandboxtest.Parked(factory, false)) })
+	t.Run("waiting", func(t *testing.T) { sandboxtest.Walls(t, sandboxtest.Parked(factory, true)) })
+}

@@ -7,6 +7,8 @@ import (
 	"io/fs"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/doze-run/doze/worker/sandbox"
 )
 
 // hostTree clones the mount of a host path, detached and read-only, without what is setuid and without
@@ -30,6 +32,66 @@ func hostTree(path string, deep bool) (int, error) {
 		return -1, &fs.PathError{Op: "mount_setattr", Path: path, Err: err}
 	}
 	return fd, nil
+}
+
+// trees are the detached mounts of one instance, on their way into it.
+type trees struct {
+	root *root
+	list []hostPath
+}
+
+func (s *Sandbox) trees() *trees {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return &trees{root: s.root}
+}
+
+func (t *trees) add(host, at string, file bool) error {
+	if host == "" {
+		return nil
+	}
+	fd, err := hostTree(host, false)
+	if err != nil {
+		return err
+	}
+	t.list = append(t.list, hostPath{path: at, fd: fd, file: file})
+	return nil
+}
+
+// code adds what is the function's.
+func (t *trees) code(c *sandbox.Config) error {
+	if err := t.add(c.CodeDir, taskDir, false); err != nil {
+		return err
+	}
+	return t.add(c.OptDir, optDir, false)
+}
+
+// runtime adds what is the interpreter's.
+func (t *trees) runtime(dir string, readOnly []string) error {
+	if err := t.add(dir, "/var/runtime", false); err != nil {
+		return err
+	}
+	for _, path := range readOnly {
+		at, isDir, err := t.root.place(path)
+		if err != nil {
+			return err
+		}
+		if at == "" {
+			continue
+		}
+		if err := t.add(path, at, !isDir); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// close gives the descriptors back. What has been sent stays.
+func (t *trees) close() {
+	for _, m := range t.list {
+		unix.Close(m.fd)
+	}
+	t.list = nil
 }
 
 // newTmpfs makes a detached tmpfs. Its files can be reached at inside(fd, name).

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -19,6 +20,12 @@ import (
 const (
 	apiPort = 9001
 	apiAddr = "127.0.0.1:9001"
+)
+
+// Where code and layers are seen.
+const (
+	taskDir = "/var/task"
+	optDir  = "/opt"
 )
 
 // maxFiles is RLIMIT_NOFILE, as on AWS.
@@ -76,8 +83,8 @@ func (s *Sandbox) setup(attach string) *program {
 }
 
 // prepare is the first half of a start, done by PID 1 while the worker makes the cgroups: everything that
-// does not depend on what will run. A pool of parked sandboxes would stop here. control is the other end of
-// the instance's control socket, cgroup the directory to be born in or -1.
+// does not depend on what will run. control is the other end of the instance's control socket, cgroup the
+// directory to be born in or -1.
 func (s *Sandbox) prepare(control, cgroup int, uid int, tmp, memory int64) *program {
 	p := newProgram(stage.Spawn)
 	p.fd(control)
@@ -114,7 +121,7 @@ func (s *Sandbox) prepare(control, cgroup int, uid int, tmp, memory int64) *prog
 
 	tmpfs := p.str("tmpfs")
 	p.call("mount /tmp", unix.SYS_MOUNT, none, p.str("/tmp"), tmpfs, imm(plain), p.str(tmpOptions(tmp, uid)))
-	p.call("mount /dev/shm", unix.SYS_MOUNT, none, p.str("/dev/shm"), tmpfs, imm(plain), p.str(tmpOptions(min(memory/2, maxShm), uid)))
+	p.call("mount /dev/shm", unix.SYS_MOUNT, none, p.str("/dev/shm"), tmpfs, imm(plain), p.str(tmpOptions(shmBytes(memory), uid)))
 	return p
 }
 
@@ -124,10 +131,22 @@ const maxShm = 64 << 20
 // tmpOptions sizes a tmpfs in bytes and in files. A file costs the kernel about a kilobyte that the size
 // does not count.
 func tmpOptions(size int64, uid int) string {
-	size = max(size, 4096)
-	inodes := min(max(size/4096, 1024), 1<<20)
-	return fmt.Sprintf("size=%d,nr_inodes=%d,mode=0700,uid=%d,gid=%d", size, inodes, uid, uid)
+	return fmt.Sprintf("%s,mode=0700,uid=%d,gid=%d", tmpfsSize(size), uid, uid)
 }
+
+func tmpfsSize(size int64) string {
+	size = max(size, 4096)
+	return fmt.Sprintf("size=%d,nr_inodes=%d", size, min(max(size/4096, 1024), 1<<20))
+}
+
+// tmpSize is a tmpfs that gets another size.
+type tmpSize struct {
+	path  string
+	bytes int64
+}
+
+// shmBytes is the size of /dev/shm for a memory limit.
+func shmBytes(memory int64) int64 { return min(memory/2, maxShm) }
 
 // listener brings lo up and makes the Runtime API's socket in the new network namespace.
 func (p *program) listener() {
@@ -149,6 +168,7 @@ type launch struct {
 	tasks  []int      // v1 tasks files to write "0" to
 	trees  []hostPath // detached mounts and where they go
 	passwd string
+	input  int // what is stdin; -1 for /dev/null
 	output int // write end of the output pipe
 	uid    int
 	argv   []string
@@ -158,7 +178,74 @@ type launch struct {
 // run is the second half: limits, code, identity, program.
 func (s *Sandbox) run(l launch) *program {
 	p := newProgram(stage.Step)
-	here := imm(unix.AT_FDCWD)
+	p.confine(l)
+	p.trees(l.trees)
+	p.send = []uint8{regListener}
+	p.list = stage.ListChild
+	s.confineChild(p, l)
+	p.execute(l)
+	p.list = stage.ListAfter
+	s.surrender(p)
+	return p
+}
+
+// park is run for a sandbox whose function is not known: it ends before the code. With l.argv a program is
+// started that waits, else the child waits in which the function's will be executed. PID 1 keeps its rights until
+// unpark: nothing of a function runs before.
+func (s *Sandbox) park(l launch) *program {
+	p := newProgram(stage.Step)
+	p.confine(l)
+	p.trees(l.trees)
+	p.send = []uint8{regListener}
+	p.hold = stage.HoldChild
+	if l.argv != nil {
+		p.hold = stage.HoldProgram
+		p.cover(waitingDir, taskDir, optDir)
+	}
+	p.list = stage.ListChild
+	s.confineChild(p, l)
+	if l.argv != nil {
+		p.execute(l)
+	}
+	return p
+}
+
+// exec is what a held child does, once PID 1 has given up its rights.
+func (s *Sandbox) exec(l launch) *program {
+	p := newProgram(stage.Exec)
+	p.null()
+	p.execute(l)
+	return p
+}
+
+// unpark is what is left of run for a parked sandbox. resize are the tmpfs mounts that get another size. What
+// waits at the door, a program or only a child, gets the message, once PID 1 has given up its rights.
+func (s *Sandbox) unpark(l launch, resize []tmpSize, waiting bool, door int, message []byte) *program {
+	p := newProgram(stage.Step)
+	for _, t := range resize {
+		p.call("resize "+t.path, unix.SYS_MOUNT, imm(0), p.str(t.path), imm(0), imm(unix.MS_REMOUNT|unix.MS_NOSUID|unix.MS_NODEV), p.str(tmpfsSize(t.bytes)))
+	}
+	p.trees(l.trees)
+	if waiting && !slices.ContainsFunc(l.trees, func(t hostPath) bool { return t.path == optDir }) {
+		p.cover(emptyDir, optDir)
+	}
+	s.surrender(p)
+	to := p.fd(door)
+	p.call("hand the function over", unix.SYS_SENDTO, to, p.data(message), imm(len(message)), imm(unix.MSG_NOSIGNAL), imm(0), imm(0))
+	p.call("close the door", unix.SYS_SHUTDOWN, to, imm(unix.SHUT_WR))
+	return p
+}
+
+// handover is what a waiting program gets: its variables, each ended by a zero byte.
+func handover(env []string) (message []byte) {
+	for _, v := range env {
+		message = append(append(message, v...), 0)
+	}
+	return message
+}
+
+// confine puts PID 1 into its cgroups and closes its root.
+func (p *program) confine(l launch) {
 	if len(l.tasks) > 0 {
 		self := p.str("0")
 		for _, fd := range l.tasks {
@@ -166,39 +253,66 @@ func (s *Sandbox) run(l launch) *program {
 		}
 	}
 	p.call("unshare the cgroup namespace", unix.SYS_UNSHARE, imm(unix.CLONE_NEWCGROUP))
-	p.call("make / read-only", unix.SYS_MOUNT_SETATTR, here, p.str("/"), imm(0), p.mountAttr(unix.MOUNT_ATTR_RDONLY), imm(unix.MOUNT_ATTR_SIZE_VER0))
+	p.call("make / read-only", unix.SYS_MOUNT_SETATTR, imm(unix.AT_FDCWD), p.str("/"), imm(0), p.mountAttr(unix.MOUNT_ATTR_RDONLY), imm(unix.MOUNT_ATTR_SIZE_VER0))
 	p.call("mount /etc/passwd", unix.SYS_MOUNT, p.str(l.passwd), p.str("/etc/passwd"), imm(0), imm(unix.MS_BIND), imm(0))
-	nothing := p.str("")
-	for _, t := range l.trees {
-		p.mountPoint(t)
-		p.call("mount "+t.path, unix.SYS_MOVE_MOUNT, p.fd(t.fd), nothing, here, p.str(t.path), imm(unix.MOVE_MOUNT_F_EMPTY_PATH))
-	}
-	p.send = []uint8{regListener}
+}
 
-	p.list = stage.ListChild
-	p.call("setsid", unix.SYS_SETSID)
-	p.call("open /dev/null", unix.SYS_OPENAT, here, p.str("/dev/null"), imm(unix.O_RDONLY|unix.O_CLOEXEC), imm(0)).Save = 1 + regScratch
+// trees moves detached mounts to where they go.
+func (p *program) trees(trees []hostPath) {
+	nothing := p.str("")
+	for _, t := range trees {
+		p.mountPoint(t)
+		p.call("mount "+t.path, unix.SYS_MOVE_MOUNT, p.fd(t.fd), nothing, imm(unix.AT_FDCWD), p.str(t.path), imm(unix.MOVE_MOUNT_F_EMPTY_PATH))
+	}
+}
+
+// cover mounts one of the root's own directories over others.
+func (p *program) cover(dir string, over ...string) {
+	from := p.str("/" + dir)
+	for _, path := range over {
+		p.call("cover "+path, unix.SYS_MOUNT, from, p.str(path), imm(0), imm(unix.MS_BIND), imm(0))
+	}
+}
+
+// null makes /dev/null the standard input.
+func (p *program) null() {
+	p.call("open /dev/null", unix.SYS_OPENAT, imm(unix.AT_FDCWD), p.str("/dev/null"), imm(unix.O_RDONLY|unix.O_CLOEXEC), imm(0)).Save = 1 + regScratch
 	p.call("set stdin", unix.SYS_DUP3, reg(regScratch), imm(0), imm(0))
+}
+
+// confineChild is what the child of PID 1 does before it may execute the program.
+func (s *Sandbox) confineChild(p *program, l launch) {
+	p.call("setsid", unix.SYS_SETSID)
+	if l.input >= 0 {
+		p.call("set stdin", unix.SYS_DUP3, p.fd(l.input), imm(0), imm(0))
+	} else {
+		p.null()
+	}
 	output := p.fd(l.output)
 	p.call("set stdout", unix.SYS_DUP3, output, imm(1), imm(0))
 	p.call("set stderr", unix.SYS_DUP3, output, imm(2), imm(0))
 	p.call("close descriptors", unix.SYS_CLOSE_RANGE, imm(3), imm(uint32(0xffffffff)), imm(unix.CLOSE_RANGE_CLOEXEC))
 	p.identity(l.uid)
-	p.call("enter /var/task", unix.SYS_CHDIR, p.str("/var/task"))
 	fprog := p.data(make([]byte, 16))
 	p.point(fprog.value+8, p.data(s.filter))
 	binary.NativeEndian.PutUint16(p.blob[fprog.value:], uint16(len(s.filter)/8))
 	p.call("load the seccomp filter", unix.SYS_SECCOMP, imm(1), imm(0), fprog)
+}
+
+// execute makes it the program, in its folder.
+func (p *program) execute(l launch) {
+	p.call("enter "+taskDir, unix.SYS_CHDIR, p.str(taskDir))
 	p.call("unblock signals", unix.SYS_RT_SIGPROCMASK, imm(unix.SIG_SETMASK), p.data(make([]byte, 8)), imm(0), imm(8))
 	argv, env := p.strs(l.argv), p.strs(l.env)
 	p.call(execName, unix.SYS_EXECVE, p.str(l.argv[0]), argv, env)
+}
 
-	p.list = stage.ListAfter
-	// PID 1 has a uid that no program has, and its memory cannot be looked into.
+// surrender takes from PID 1 what it could still do: it gets a uid that no program has, and its memory cannot be
+// looked into.
+func (s *Sandbox) surrender(p *program) {
 	p.identity(s.stageUID)
 	p.call("become undumpable", unix.SYS_PRCTL, imm(unix.PR_SET_DUMPABLE), imm(0), imm(0), imm(0), imm(0))
 	p.call("set the parent death signal", unix.SYS_PRCTL, imm(unix.PR_SET_PDEATHSIG), imm(int(unix.SIGKILL)))
-	return p
 }
 
 // mountPoint makes what a tree below /tmp is mounted on, with the directories above it.

@@ -31,6 +31,10 @@ type Process struct {
 	// What PID 1 said of the program's end, if it did.
 	status   syscall.WaitStatus
 	reported bool
+	// answers gets what a parked PID 1 says to unpark; nil for one that was not parked.
+	answers chan stage.Report
+	// alias is the instance's id once it has been unparked; guarded by the sandbox's mutex.
+	alias string
 
 	mu    sync.Mutex
 	pidfd int // of PID 1; -1 before it is known and after its end
@@ -131,6 +135,7 @@ func (p *Process) live() {
 	p.s.mu.Lock()
 	delete(p.s.processes, p)
 	delete(p.s.ids, p.id)
+	delete(p.s.ids, p.alias)
 	p.s.mu.Unlock()
 	close(p.done)
 }
@@ -146,6 +151,13 @@ func (p *Process) ended() {
 				p.signal()
 			}
 			return
+		}
+		if p.answers != nil && (report.Kind == stage.Started || report.Kind == stage.Failed) {
+			select {
+			case p.answers <- report:
+				continue
+			default:
+			}
 		}
 		switch report.Kind {
 		case stage.Exited:

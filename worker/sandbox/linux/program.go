@@ -15,16 +15,16 @@ import (
 // A program is a list of system calls for the stage, the bytes they point at and the descriptors they
 // use. It is written once and sent once.
 type program struct {
-	kind     uint32
-	lists    [3][]stage.Op
-	names    [3][]string // what each operation is for, for the error text
-	blob     []byte      // begins with room for the header, so that its offsets are those of the request
-	relocs   []uint32
-	fds      []int
-	send     []uint8
-	announce bool
-	into     bool
-	list     int // the list that call appends to
+	kind   uint32
+	lists  [3][]stage.Op
+	names  [3][]string // what each operation is for, for the error text
+	blob   []byte      // begins with room for the header, so that its offsets are those of the request
+	relocs []uint32
+	fds    []int
+	send   []uint8
+	into   bool
+	hold   uint32
+	list   int // the list that call appends to
 }
 
 // arg is one argument of a system call.
@@ -114,12 +114,10 @@ func (p *program) encode() ([]byte, error) {
 		RelocLen: uint32(len(p.relocs)), SendLen: uint32(len(p.send)),
 	}
 	copy(h.Send[:], p.send)
-	if p.announce {
-		h.Announce = 1
-	}
 	if p.into {
 		h.IntoCgroup = 1
 	}
+	h.Hold = p.hold
 	h.RelocOff = uint32(p.data(nil).value)
 	for _, r := range p.relocs {
 		p.blob = append(p.blob, unsafe.Slice((*byte)(unsafe.Pointer(&r)), 4)...)

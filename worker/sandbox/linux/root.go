@@ -62,7 +62,7 @@ func newRoot() (r *root, err error) {
 	if r.fd, err = newTmpfs(unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NODEV, [2]string{"size", "64m"}, [2]string{"mode", "0755"}); err != nil {
 		return r, err
 	}
-	for _, dir := range []string{"dev", "etc", "opt", "proc", "tmp", "var", "var/task", "var/runtime", "run", "home", "mnt", emptyDir} {
+	for _, dir := range []string{"dev", "etc", "opt", "proc", "tmp", "var", "var/task", "var/runtime", "run", "home", "mnt", emptyDir, waitingDir, waitingDir + "/lib"} {
 		if err := os.Mkdir(inside(r.fd, dir), 0o755); err != nil {
 			return r, err
 		}
@@ -271,6 +271,10 @@ func (r *root) close() {
 
 // emptyDir is mounted over directories that nobody may look into.
 const emptyDir = ".empty"
+
+// waitingDir is what a program that waits has as /var/task and /opt. The loader looks once, when the program starts,
+// whether the places where functions and layers keep their libraries exist, and never again.
+const waitingDir = ".waiting"
 
 // usersDir holds one passwd file per uid, which the instance with that uid has as its /etc/passwd.
 const usersDir = ".users"

@@ -20,10 +20,26 @@ import (
 // start is one start: the launcher forks PID 1, which prepares itself while the rest is made here and
 // sent after.
 func (s *Sandbox) start(ctx context.Context, config sandbox.Config) (_ *Process, err error) {
+	l := limits{memory: config.MemoryBytes, milli: config.CPUMilli, hard: config.HardCPU, processes: config.MaxProcesses + 1} // PID 1
+	return s.make(ctx, config.ID, l, config.TmpBytes, func(p *Process) (*program, error) {
+		run := launch{input: -1, argv: config.Argv, env: environment(config.Env)}
+		return s.assign(p, l, &run, func(t *trees) error {
+			return errors.Join(t.code(&config), t.runtime(config.RuntimeDir, config.ReadOnly))
+		}, s.run)
+	})
+}
+
+// environment is a program's, with the address that the sandbox alone knows.
+func environment(env []string) []string {
+	return append(slices.Clip(env), "AWS_LAMBDA_RUNTIME_API="+apiAddr)
+}
+
+// make has a PID 1 made, and sends it what second makes meanwhile. ctx bounds the start.
+func (s *Sandbox) make(ctx context.Context, id string, l limits, tmp int64, second func(*Process) (*program, error)) (_ *Process, err error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	p := &Process{s: s, id: config.ID, group: &group{c: s.cgroups, id: config.ID}, pidfd: -1, done: make(chan struct{})}
+	p := &Process{s: s, id: id, group: &group{c: s.cgroups, id: id}, pidfd: -1, done: make(chan struct{})}
 	if p.uid, err = s.uids.take(); err != nil {
 		return nil, err
 	}
@@ -33,8 +49,6 @@ func (s *Sandbox) start(ctx context.Context, config sandbox.Config) (_ *Process,
 			err = outOfResources(err)
 		}
 	}()
-	l := limits{memory: config.MemoryBytes, milli: config.CPUMilli, hard: config.HardCPU, processes: config.MaxProcesses + 1} // PID 1
-
 	var far int
 	if p.control, far, err = newChannel(); err != nil {
 		return nil, err
@@ -44,20 +58,19 @@ func (s *Sandbox) start(ctx context.Context, config sandbox.Config) (_ *Process,
 		unix.Close(far)
 		return nil, err
 	}
-	first := s.prepare(far, cgroup, p.uid, config.TmpBytes, config.MemoryBytes)
+	first := s.prepare(far, cgroup, p.uid, tmp, l.memory)
 	err = s.spawn(first)
 	closeAll([]int{far, cgroup})
 	if err != nil {
 		return nil, err
 	}
-
-	second, err := s.assign(p, l, &config)
+	program, err := second(p)
 	if err != nil {
 		return nil, err
 	}
 	stop := context.AfterFunc(ctx, p.control.interrupt)
 	defer stop()
-	if err := p.started(first, second); err != nil {
+	if err := p.started(first, program); err != nil {
 		if ctx.Err() != nil {
 			return nil, ctx.Err()
 		}
@@ -73,58 +86,28 @@ func (s *Sandbox) start(ctx context.Context, config sandbox.Config) (_ *Process,
 	return p, nil
 }
 
-// assign makes what belongs to this function and sends it to the PID 1 that is being prepared. It closes
+// assign makes what belongs to this instance and sends it to the PID 1 that is being prepared. It closes
 // what it opened: the descriptors have been sent.
-func (s *Sandbox) assign(p *Process, l limits, config *sandbox.Config) (*program, error) {
-	var fds []int
-	defer func() { closeAll(fds) }()
-	tasks, err := p.group.joined(l)
-	if err != nil {
+func (s *Sandbox) assign(p *Process, l limits, run *launch, mounts func(*trees) error, write func(launch) *program) (_ *program, err error) {
+	t := s.trees()
+	defer t.close()
+	if run.tasks, err = p.group.joined(l); err != nil {
 		return nil, err
 	}
-	fds = append(fds, tasks...)
-	run := launch{tasks: tasks, uid: p.uid, argv: config.Argv, env: append(slices.Clip(config.Env), "AWS_LAMBDA_RUNTIME_API="+apiAddr)}
-
-	s.mu.Lock()
-	root := s.root
-	s.mu.Unlock()
-	if run.passwd, err = root.passwd(p.uid); err != nil {
+	defer closeAll(run.tasks)
+	run.uid = p.uid
+	if run.passwd, err = t.root.passwd(p.uid); err != nil {
 		return nil, err
 	}
-	mount := func(host, at string) error {
-		fd, err := hostTree(host, false)
-		if err != nil {
-			return err
-		}
-		fds = append(fds, fd)
-		run.trees = append(run.trees, hostPath{path: at, fd: fd})
-		return nil
+	if err := mounts(t); err != nil {
+		return nil, err
 	}
-	for _, t := range [][2]string{{config.CodeDir, "/var/task"}, {config.OptDir, "/opt"}, {config.RuntimeDir, "/var/runtime"}} {
-		if t[0] != "" {
-			if err := mount(t[0], t[1]); err != nil {
-				return nil, err
-			}
-		}
-	}
-	for _, path := range config.ReadOnly {
-		at, isDir, err := root.place(path)
-		if err != nil {
-			return nil, err
-		}
-		if at == "" {
-			continue
-		}
-		if err := mount(path, at); err != nil {
-			return nil, err
-		}
-		run.trees[len(run.trees)-1].file = !isDir
-	}
+	run.trees = t.list
 	var pipe [2]int
 	if err := unix.Pipe2(pipe[:], unix.O_CLOEXEC); err != nil {
 		return nil, fmt.Errorf("output pipe: %w", err)
 	}
-	fds = append(fds, pipe[1])
+	defer unix.Close(pipe[1])
 	if p.output, err = newOutput(pipe[0]); err != nil {
 		return nil, err
 	}
@@ -133,11 +116,16 @@ func (s *Sandbox) assign(p *Process, l limits, config *sandbox.Config) (*program
 		return nil, fmt.Errorf("output pipe: %w", err)
 	}
 	run.output = pipe[1]
-	program := s.run(run)
+	program := write(*run)
+	return program, p.tell(program)
+}
+
+// tell sends PID 1 a program. One that has failed already has said why.
+func (p *Process) tell(program *program) error {
 	if err := p.control.send(program); err != nil && !errors.Is(err, unix.EPIPE) && !errors.Is(err, unix.ECONNRESET) {
-		return nil, err
-	} // a PID 1 that has failed already has said why
-	return program, nil
+		return err
+	}
+	return nil
 }
 
 // started waits until the program runs, or says why it does not. PID 1 may be faster with its report than the
@@ -176,7 +164,7 @@ func (p *Process) started(first, second *program) error {
 
 // failed words a failure and tells a program that cannot be executed from everything else.
 func failed(p *program, report stage.Report) error {
-	if report.List&0xff == stage.ListChild && int(report.A) == len(p.lists[stage.ListChild])-1 {
+	if list := report.List & 0xff; int(list) < len(p.names) && int(report.A) < len(p.names[list]) && p.names[list][report.A] == execName {
 		switch errno := unix.Errno(report.Errno); errno {
 		case unix.ENOENT, unix.EACCES, unix.ENOEXEC, unix.ENOTDIR, unix.EISDIR, unix.ELOOP, unix.ELIBBAD, unix.EPERM, unix.EINVAL, unix.ENAMETOOLONG, unix.ETXTBSY:
 			return fmt.Errorf("%w: %w", sandbox.ErrEntrypoint, errno)

@@ -99,9 +99,10 @@ func testConfig(t *testing.T, f *fixture) {
 	if _, err := f.Start(t.Context(), c); err == nil {
 		t.Error("an id that climbs was accepted")
 	}
-	one := f.start(t, f.config(bash, "-c", "sleep 60"))
+	first := f.config(bash, "-c", "sleep 60")
+	one := f.start(t, first)
 	two := f.config(bash, "-c", "true")
-	two.ID = "t-" + fmt.Sprint(serial.Load()-1) // that of one
+	two.ID = first.ID
 	if _, err := f.Start(t.Context(), two); err == nil {
 		t.Error("an id was given to two instances")
 	}

@@ -88,6 +88,7 @@ var (
 	sigInfo [128 / 8]uint64
 	started bool
 	program uintptr // the program's PID
+	held    uint32  // the Hold it was started with
 	gate    [2]int32
 	born    [2]int32
 	word    uint64
@@ -323,6 +324,9 @@ func first(control uintptr) {
 		}
 		request.clear()
 		request.prepare()
+		if program != 0 {
+			attend()
+		}
 		n, errno := call3(syscall.SYS_RECVMSG, ControlFD, uintptr(unsafe.Pointer(&request.msg)), recvFlags)
 		if errno == uintptr(syscall.EINTR) {
 			continue
@@ -346,9 +350,13 @@ func obey(h *Header) {
 		exit(1)
 	}
 	if h.Child == 0 {
-		if h.Announce != 0 {
-			attach(h)
-			reply.send(ControlFD, Ready, 0, 0, 0)
+		if program != 0 { // held until now
+			if held == HoldChild {
+				awaitExec()
+			}
+			reply.send(ControlFD, Started, uint32(program), 0, 0)
+			started = true
+			return
 		}
 		return
 	}
@@ -373,14 +381,29 @@ func obey(h *Header) {
 	}
 	call3(sysClose, uintptr(born[1]), 0, 0)
 	call3(syscall.SYS_WRITE, uintptr(gate[1]), uintptr(unsafe.Pointer(&word)), 1)
+	call3(sysClose, uintptr(gate[0]), 0, 0)
+	call3(sysClose, uintptr(gate[1]), 0, 0)
+	held = h.Hold
+	if held != HoldChild {
+		awaitExec()
+	}
+	attach(h)
+	reply.send(ControlFD, Started, uint32(pid), 0, 0)
+	started = held == 0
+}
+
+// awaitExec waits until the child has executed its program, or ended.
+//
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func awaitExec() {
 	for {
 		if _, errno := call3(syscall.SYS_READ, uintptr(born[0]), uintptr(unsafe.Pointer(&word)), 1); errno != uintptr(syscall.EINTR) {
 			break
 		}
 	}
-	attach(h)
-	reply.send(ControlFD, Started, uint32(pid), 0, 0)
-	started = true
+	call3(sysClose, uintptr(born[0]), 0, 0)
 }
 
 // become is the child: its last operation executes the program, and waits for PID 1's word.
@@ -390,6 +413,14 @@ func obey(h *Header) {
 //go:nocheckptr
 func become(h *Header) {
 	call3(sysClose, uintptr(gate[1]), 0, 0)
+	if h.Hold == HoldChild {
+		at, errno := request.run(h.Main, h.Child)
+		if errno == 0 {
+			obeyExec()
+		}
+		reply.send(ControlFD, Failed, at, uint32(errno), h.Kind<<8|ListChild)
+		exit(127)
+	}
 	at, errno := request.run(h.Main, h.Child-1)
 	if errno == 0 {
 		for {
@@ -407,6 +438,32 @@ func become(h *Header) {
 	}
 	reply.send(ControlFD, Failed, at, uint32(errno), h.Kind<<8|ListChild)
 	exit(127)
+}
+
+// obeyExec waits for the one request that a held child gets. The end of its socket is the end of the child.
+//
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func obeyExec() {
+	for {
+		request.clear()
+		request.prepare()
+		n, errno := call3(syscall.SYS_RECVMSG, 0, uintptr(unsafe.Pointer(&request.msg)), recvFlags)
+		if errno == uintptr(syscall.EINTR) {
+			continue
+		}
+		if errno != 0 || n == 0 {
+			exit(0)
+		}
+		if !request.accept(n) || request.header().Kind != Exec {
+			reply.send(ControlFD, Failed, 1, uint32(syscall.EBADMSG), ListStage)
+			exit(127)
+		}
+		at, errno := request.run(0, request.header().Main)
+		reply.send(ControlFD, Failed, at, uint32(errno), Exec<<8|ListMain)
+		exit(127)
+	}
 }
 
 //go:nosplit
@@ -431,7 +488,7 @@ func attach(h *Header) {
 	}
 }
 
-// supervise reaps what was orphaned, reports the program's end and ends.
+// supervise gives up every descriptor that is not needed and waits for the end.
 //
 //go:nosplit
 //go:norace
@@ -444,8 +501,19 @@ func supervise() {
 		call3(sysCloseRange, ControlFD+1, signals-1, 0)
 	}
 	call3(sysCloseRange, signals+1, 0xffffffff, 0)
+	attend()
+	exit(0) // nobody speaks to a supervising PID 1: the worker is gone
+}
+
+// attend waits for word on the control socket. Meanwhile it reaps what was orphaned; at the program's end it
+// reports it and ends.
+//
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func attend() {
 	polls[0].fd, polls[0].events = ControlFD, pollIn
-	polls[1].fd, polls[1].events = int32(signals), pollIn
+	polls[1].fd, polls[1].events = int32(regs[SignalReg]), pollIn
 	for {
 		for {
 			pid, errno := call4(syscall.SYS_WAIT4, noFD, uintptr(unsafe.Pointer(&status)), syscall.WNOHANG, 0)
@@ -463,7 +531,7 @@ func supervise() {
 		polls[0].revents, polls[1].revents = 0, 0
 		call(syscall.SYS_PPOLL, uintptr(unsafe.Pointer(&polls)), 2, 0, 0, 0, 0)
 		if polls[0].revents != 0 {
-			exit(0) // nobody speaks to a supervising PID 1: the worker is gone
+			return
 		}
 		if polls[1].revents != 0 {
 			call3(syscall.SYS_READ, uintptr(polls[1].fd), uintptr(unsafe.Pointer(&sigInfo)), unsafe.Sizeof(sigInfo))

@@ -40,12 +40,13 @@ type Header struct {
 	// SendLen of Send are registers whose descriptors go back with the report.
 	SendLen uint32
 	Send    [4]uint8
-	// Announce asks a PID 1 for a Ready report after the Main operations of a request that starts
-	// no program.
-	Announce uint32
 	// IntoCgroup is 1 when the second descriptor of a Spawn is the cgroup v2 directory to be born in.
 	IntoCgroup uint32
-	_          [3]uint32
+	// Hold says that a PID 1 with a Child keeps what rights it has and waits for one more Step, without a
+	// Child. HoldProgram: the Child executes a program, which waits as well. HoldChild: it does not execute
+	// one, but waits for an Exec on its descriptor 0.
+	Hold uint32
+	_    [3]uint32
 }
 
 // HeaderSize is the length of a Header, in bytes.
@@ -62,8 +63,16 @@ const (
 	Spawn
 	// Step: a PID 1 runs Main. If there is a Child, a child runs it up to its last operation, which is to
 	// execute the program and waits until PID 1 has run After. From then on PID 1 only waits for the
-	// program's end, with no descriptor but those it needs.
+	// program's end, with no descriptor but those it needs; with Hold, from the next Step on.
 	Step
+	// Exec: a child that was held runs Main, whose last operation executes the program.
+	Exec
+)
+
+// Values of Hold.
+const (
+	HoldProgram = 1 + iota
+	HoldChild
 )
 
 // Op is one system call.
@@ -116,9 +125,8 @@ const (
 	Done = iota + 1
 	// Spawned comes from the launcher, with a pidfd of the new PID 1.
 	Spawned
-	// Ready answers a request that asked for it, with the descriptors it named.
-	Ready
-	// Started: the program has been executed.
+	// Started: the program has been executed, or is held; or, if it was held, PID 1 has done its last Step and
+	// the program has been executed.
 	Started
 	// Failed: nothing of the program has run, and this process ends.
 	Failed
