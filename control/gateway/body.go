@@ -196,6 +196,6 @@ func readFault(err error) error {
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
 		return &Fault{Code: codeSerialization, Message: "The request's body ended before its Content-Length."}
 	default:
-		return &Fault{Code: codeRequestTimeout, Message: "The request's body could not be read: " + err.Error()}
+		return &Fault{Code: codeSerialization, Message: "The request's body could not be read: " + err.Error()}
 	}
 }

@@ -1,12 +1,13 @@
 package gateway
 
 import (
-	"archive/zip"
 	"bytes"
 	"io"
 	"io/fs"
 	"path"
 	"strings"
+
+	"github.com/klauspost/compress/zip"
 )
 
 const (
@@ -37,12 +38,9 @@ func tooManyEntries() error {
 	return faultf(codeInvalidParameter, "The zip has more than %d entries, or their names are too long.", maxZipEntries)
 }
 
-// checkZip looks at a package's central directory before it is stored: that it is a zip, that it
-// is not too large unpacked, and that nothing in it would be written or would point outside its
+// checkZip looks at a package before it is stored: that it is a zip whose files can be read, that
+// it is not too large unpacked, and that nothing in it would be written or would point outside its
 // folder. The worker checks again as it unpacks; this is where the uploader is told.
-//
-// Only the contents of symbolic links are read. A size that the directory understates is caught by
-// the worker, which bounds what it writes.
 func checkZip(data []byte) error {
 	// Counted before they are read: the reader keeps a record of each.
 	if bytes.Count(data, []byte("PK\x01\x02")) > 2*maxZipEntries {
@@ -54,6 +52,9 @@ func checkZip(data []byte) error {
 	}
 	if len(r.File) > maxZipEntries {
 		return tooManyEntries()
+	}
+	if len(r.File) == 0 {
+		return &Fault{Code: codeInvalidParameter, Message: "Uploaded file must be a non-empty zip"}
 	}
 	var total uint64
 	var names int
@@ -73,7 +74,27 @@ func checkZip(data []byte) error {
 			return err
 		}
 	}
-	return tree.check()
+	if err := tree.check(); err != nil {
+		return err
+	}
+	for _, f := range r.File {
+		if !readable(f) {
+			return badZip()
+		}
+	}
+	return nil
+}
+
+// readable unpacks a file to nowhere: its bytes are all there, are as many as the directory says,
+// and have its checksum.
+func readable(f *zip.File) bool {
+	content, err := f.Open()
+	if err != nil {
+		return false
+	}
+	defer content.Close()
+	n, err := io.Copy(io.Discard, io.LimitReader(content, maxUnzipped+1))
+	return err == nil && uint64(n) == f.UncompressedSize64
 }
 
 // zipTree is what a package would look like unpacked.

@@ -55,6 +55,12 @@ func storedZip(t testing.TB, name string, content []byte) []byte {
 	return b.Bytes()
 }
 
+// flipped changes a byte in the middle of the first file's content.
+func flipped(data []byte) []byte {
+	data[40] ^= 0x55
+	return data
+}
+
 // bomb is a zip whose directory says that it is large unpacked; nothing is.
 func bomb(t testing.TB, sizes ...uint64) []byte {
 	t.Helper()
@@ -84,7 +90,10 @@ func TestZip(t *testing.T) {
 		{"folders", zipWith(t, zipEntry{name: "a/"}, zipEntry{name: "a/b", content: "x"}, zipEntry{name: "a/"}), ""},
 		{"link inside", zipWith(t, zipEntry{name: "lib/x.so.1", content: "x"}, zipEntry{"lib/x.so", "x.so.1", link}, zipEntry{"y", "lib/../lib/x.so", link}), ""},
 		{"broken link inside", zipWith(t, zipEntry{"a", "nowhere", link}), ""},
-		{"empty zip", zipWith(t), ""},
+		{"empty zip", zipWith(t), "must be a non-empty zip"},
+		{"one byte is another", flipped(zipWith(t, zipEntry{name: "a", content: strings.Repeat("text ", 100)})), notZip},
+		{"more than it says", bytes.ReplaceAll(zipWith(t, zipEntry{name: "a", content: strings.Repeat("x", 0x54321)}), []byte{0x21, 0x43, 5, 0}, []byte{9, 0, 0, 0}), notZip},
+		{"less than it says", bytes.ReplaceAll(zipWith(t, zipEntry{name: "a", content: strings.Repeat("x", 0x54321)}), []byte{0x21, 0x43, 5, 0}, []byte{0x22, 0x43, 5, 0}), notZip},
 		{"nothing", nil, notZip},
 		{"text", []byte("PK, or so"), notZip},
 		{"cut", good[:len(good)-5], notZip},
