@@ -78,6 +78,9 @@ func (l *life) run(ctx context.Context) (err error) {
 	}
 
 	running, err := l.start(ctx, p)
+	if errors.Is(err, syscall.ENOSPC) {
+		return fmt.Errorf("the disk of %s is full: free some room, or choose another folder with --data-dir: %w", l.settings.DataDir, err)
+	}
 	if err != nil || running == nil {
 		return err
 	}
