@@ -14,6 +14,7 @@ import (
 // Each example, built as `make examples` builds it, deployed and called by the binary, answers its
 // event as its expected.json says.
 func TestExamples(t *testing.T) {
+	t.Parallel()
 	if _, err := exec.LookPath("npm"); err != nil {
 		t.Fatalf("the graphql example needs npm (Debian: apt-get install npm): %v", err)
 	}
