@@ -30,7 +30,7 @@ const (
 	patience = 200 * time.Millisecond
 	// idleShare and busyShare bound how much of one CPU's time parking takes, while the machine has CPU to
 	// spare and while it has not.
-	idleShare, busyShare = 0.5, 0.1
+	idleShare, busyShare = 0.5, 0.25
 	// parkLimit bounds one parking.
 	parkLimit = 10 * time.Second
 	// firstBackoff and lastBackoff are the waits after failures of a kind, each twice the one before.
@@ -164,6 +164,7 @@ func (p *Pool) kind(k Kind) *kind {
 // Start makes an instance of a parked sandbox of its kind, and says so, or of nothing with start.
 // Only an error of the function's own comes from a parked sandbox: else there is another way.
 func (p *Pool) Start(ctx context.Context, k Kind, config sandbox.Config, start func(context.Context, sandbox.Config) (sandbox.Process, error)) (_ sandbox.Process, hit bool, err error) {
+	defer p.ring() // not before: the CPU is the instance's now
 	if s := p.take(k); s != nil {
 		process, err := s.Start(ctx, config)
 		s.memory.Release()
@@ -182,7 +183,6 @@ func (p *Pool) take(k Kind) *spot {
 	now := time.Now()
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	defer p.ring()
 	p.started = now
 	own := p.kind(k)
 	if own == nil {
