@@ -68,7 +68,11 @@ func (l *Logs) Close(ctx context.Context) error {
 	case <-l.js.PublishAsyncComplete():
 		return nil
 	case <-ctx.Done():
-		return fmt.Errorf("bus: %d log chunks not acknowledged: %w", l.js.PublishAsyncPending(), ctx.Err())
+		n := l.js.PublishAsyncPending()
+		if n == 0 {
+			return nil
+		}
+		return fmt.Errorf("bus: %d log chunks not acknowledged: %w", n, ctx.Err())
 	}
 }
 

@@ -210,7 +210,8 @@ func (c *Control) openParts(ctx context.Context) error {
 	c.onClose(c.pollers.Stop)
 
 	c.gateway, err = gateway.Open(gateway.Config{
-		Registry: state, Proposer: storedState{c.settler, c.storage}, Code: storedCode{codeStore{c.conn.Objects()}, c.storage}, Invoker: invoker, Platform: (*platform)(c),
+		Registry: state, Proposer: storedState{c.settler, c.storage}, Code: storedCode{codeStore{c.conn.Objects()}, c.storage},
+		Invoker: storedCalls{invoker, c.storage}, Platform: (*platform)(c),
 		Authenticator: gateway.Anyone{Account: DevAccount}, Region: c.config.Region,
 		BaseURL: "http://" + c.config.HTTP.Addr().String(), Ready: c.Ready, Logger: log,
 	})

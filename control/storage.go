@@ -127,10 +127,10 @@ func full(err error) bool {
 	return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) || strings.Contains(err.Error(), syscall.ENOSPC.Error())
 }
 
-// explain makes of an operation's failure what its caller is told, if it is because nothing can be
-// stored.
+// explain makes of an operation's failure what its caller is told, if it is likely because nothing
+// can be stored.
 func (s *storage) explain(err error) error {
-	if err == nil || s.Err() == nil && s.check() == nil {
+	if err == nil || s.Err() == nil && s.check() == nil && s.room() >= reserve {
 		return err
 	}
 	return &gateway.Outage{Message: "Nothing can be stored: " + s.advice(err) + ".", Err: err}
@@ -171,6 +171,20 @@ type storedState struct {
 func (s storedState) Propose(ctx context.Context, command registry.Command) (any, error) {
 	answer, err := s.Proposer.Propose(ctx, command)
 	return answer, s.storage.explain(err)
+}
+
+// storedCalls runs calls, which need the disk for code that a worker has not unpacked yet.
+type storedCalls struct {
+	*invoke.Invoker
+	storage *storage
+}
+
+func (s storedCalls) Invoke(ctx context.Context, call *invoke.Call) (*invoke.Answer, error) {
+	answer, err := s.Invoker.Invoke(ctx, call)
+	if unavailable := (*invoke.Unavailable)(nil); errors.As(err, &unavailable) && !unavailable.Ran {
+		err = s.storage.explain(err)
+	}
+	return answer, err
 }
 
 type storedEvents struct {

@@ -38,6 +38,9 @@ const (
 	measureEvery = 2
 	// codeCacheBytes bounds the unpacked packages that are kept though nobody uses them.
 	codeCacheBytes = 8 << 30
+	// shipLimit is how long a worker that closes waits for its last usage to be in the ledger. What is
+	// not, because nothing can be stored, stays in its journal for the next start.
+	shipLimit = 10 * time.Second
 	// startsPerCPU is how many instances may start at once for each CPU.
 	startsPerCPU = 4
 )
@@ -168,7 +171,11 @@ func (w *Worker) openParts(ctx context.Context) error {
 	if w.meter, err = meter.Open(meter.Config{Dir: w.dir("journal"), Stream: w.conn.Usage(), Logger: w.config.Logger}); err != nil {
 		return err
 	}
-	w.onClose(w.meter.Close)
+	w.onClose(func(ctx context.Context) error {
+		ctx, cancel := context.WithTimeout(ctx, shipLimit)
+		defer cancel()
+		return w.meter.Close(ctx)
+	})
 	w.capacity = capacity.New(capacity.Config{TotalBytes: w.config.MemoryBytes, Overcommit: w.config.Overcommit})
 	return w.openLogs()
 }

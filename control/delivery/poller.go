@@ -98,7 +98,9 @@ func (p *Poller) Stop(ctx context.Context) error {
 	case <-ended:
 	case <-ctx.Done():
 		p.mu.Lock()
-		err = fmt.Errorf("delivery: %d attempts were still running: %w", len(p.held), ctx.Err())
+		if len(p.held) > 0 {
+			err = fmt.Errorf("delivery: %d attempts were still running: %w", len(p.held), ctx.Err())
+		}
 		for h := range p.held {
 			if h.claim() { // else it is being settled this moment
 				p.giveBack(h, 0)

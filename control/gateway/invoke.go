@@ -191,6 +191,9 @@ func (s *service) invokeFault(in *invocation, err error) error {
 	case errors.As(err, &unavailable):
 		s.config.Logger.LogAttrs(context.Background(), slog.LevelWarn, "call failed",
 			slog.String("requestId", in.id.String()), slog.String("function", in.name), slog.Bool("ran", unavailable.Ran), slog.Any("error", unavailable.Err))
+		if outage := (*Outage)(nil); errors.As(err, &outage) {
+			return err
+		}
 		if unavailable.Ran {
 			return &Fault{Code: codeService, Message: "The platform lost the call while the function may have been running."}
 		}
