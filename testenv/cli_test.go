@@ -398,6 +398,7 @@ func TestCLI(t *testing.T) {
 		if out := d.must(t, "list", "--json"); out != "[]\n" {
 			t.Errorf("left: %s", out)
 		}
+		d.Eventually(20*time.Second, "its instances ended", func() bool { return d.must(t, "ps", "--json") == "[]\n" })
 		if out := d.must(t, "bill", "--json"); !strings.Contains(out, `"hello"`) {
 			t.Errorf("a deleted function is still to be paid: %s", out)
 		}
