@@ -25,13 +25,13 @@ bench: build ## doze measured beside plain baselines, in at most ten minutes (JS
 	CGO_ENABLED=0 go build -trimpath -tags lambda.norpc -ldflags '-s -w' -o bin/bench-go ./deploy/bench/go
 	bin/doze bench $(if $(QUICK),--quick) $(if $(ROWS),--rows '$(ROWS)') $(if $(JSON),--out '$(JSON)')
 
-# -race needs gcc.
+# -race needs gcc. One package at a time: many start processes and measure what is left of them.
 .PHONY: test
 test: ## everything that must pass (needs gcc for -race, python3, node and npm for the examples)
 	@command -v gcc >/dev/null || { echo "make test needs gcc for Go's race detector (Debian: apt-get install gcc libc6-dev)" >&2; exit 1; }
 	@test -z "$$(gofmt -l bus cmd control deploy proto testenv worker)" || { gofmt -l bus cmd control deploy proto testenv worker; echo "these files are not formatted: gofmt -w" >&2; exit 1; }
 	go vet ./...
-	go test -race ./...
+	go test -race -p 1 ./...
 
 .PHONY: generate
 generate: ## the Go code of proto/ (committed; CI checks that it is current)

@@ -532,12 +532,42 @@ func count(t *testing.T) map[string]int {
 		n["cgroups"] += len(dirs)
 	}
 	spaces := map[string]bool{}
-	links, _ := filepath.Glob("/proc/[0-9]*/ns/net")
-	for _, l := range links {
-		if to, err := os.Readlink(l); err == nil {
+	for _, pid := range descendants(t) {
+		if to, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/net", pid)); err == nil {
 			spaces[to] = true
 		}
 	}
 	n["network namespaces"] = len(spaces)
 	return n
+}
+
+// descendants are the processes below this one: the machine has others, of other tests too.
+func descendants(t *testing.T) []int {
+	t.Helper()
+	stats, err := filepath.Glob("/proc/[0-9]*/stat")
+	if err != nil {
+		t.Fatal(err)
+	}
+	children := map[int][]int{}
+	for _, path := range stats {
+		raw, err := os.ReadFile(path)
+		if err != nil {
+			continue // it has just ended
+		}
+		var pid, parent int
+		var state string
+		_, behind, _ := strings.Cut(string(raw), ") ")
+		if _, err := fmt.Sscan(string(raw), &pid); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := fmt.Sscan(behind, &state, &parent); err != nil {
+			t.Fatal(err)
+		}
+		children[parent] = append(children[parent], pid)
+	}
+	all := children[os.Getpid()]
+	for i := 0; i < len(all); i++ {
+		all = append(all, children[all[i]]...)
+	}
+	return all
 }
