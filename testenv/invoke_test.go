@@ -314,6 +314,7 @@ func TestPayloads(t *testing.T) {
 		strings.Repeat(" ", 6291457): "RequestEntityTooLargeException",
 		"{":                          "InvalidRequestContentException",
 		"\xff":                       "InvalidRequestContentException",
+		"\"\xff\"":                   "InvalidRequestContentException",
 	} {
 		_, err := client.Invoke(ctx, &lambda.InvokeInput{FunctionName: aws.String("echo"), Payload: []byte(payload)})
 		var api smithy.APIError

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"strconv"
 	"time"
+	"unicode/utf8"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/metadata"
@@ -150,7 +151,10 @@ func checkPayload(payload []byte) ([]byte, error) {
 	if len(payload) == 0 {
 		return []byte("{}"), nil
 	}
-	if json.Valid(payload) {
+	switch {
+	case !utf8.Valid(payload): // which json.Valid lets pass in strings
+		return nil, faultf(codeInvalidContent, "Could not parse request body into json: Could not parse payload into json: Invalid UTF-8")
+	case json.Valid(payload):
 		return payload, nil
 	}
 	detail := "invalid JSON"
