@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -32,7 +33,7 @@ func TestOutputBelongsToItsInvocation(t *testing.T) {
 				if (len(res.LogTail) > 0) != e.Tail {
 					t.Fatalf("tail %q", res.LogTail)
 				}
-				if e.Tail {
+				if e.Tail && !plain { // without a pollable descriptor a line may count to the next invocation
 					want := fmt.Sprintf("START RequestId: %[1]s Version: $LATEST\none %[2]d\ntwo %[2]d\nno newline\nEND RequestId: %[1]s\nREPORT RequestId: %[1]s\tDuration: ", e.RequestID, n)
 					if !strings.HasPrefix(string(res.LogTail), want) {
 						t.Fatalf("tail %q, want %q", res.LogTail, want)
@@ -45,7 +46,15 @@ func TestOutputBelongsToItsInvocation(t *testing.T) {
 			r.i.Stop()
 			r.expect("ended")
 			report := regexp.MustCompile(`(?m)^START RequestId: (\S+) Version: \$LATEST\none \d+\ntwo \d+\nno newline\nEND RequestId: \S+\nREPORT RequestId: \S+\tDuration: \d+\.\d\d ms\tBilled Duration: \d+ ms\tMemory Size: 128 MB\tMax Memory Used: 36 MB\t(Init Duration: \d+\.\d\d ms\t)?$`)
-			if got := report.FindAllString(r.logs.String(), -1); len(got) != 20 || !strings.Contains(got[0], "Init Duration") || strings.Contains(got[1], "Init Duration") {
+			if plain {
+				printed := regexp.MustCompile(`(?m)^(one|two|no) .*$`).FindAllString(r.logs.String(), -1)
+				for n := range 20 {
+					want := []string{fmt.Sprint("one ", n), fmt.Sprint("two ", n), "no newline"}
+					if at := 3 * n; len(printed) < at+3 || !slices.Equal(printed[at:at+3], want) {
+						t.Fatalf("invocation %d: printed %q", n, printed)
+					}
+				}
+			} else if got := report.FindAllString(r.logs.String(), -1); len(got) != 20 || !strings.Contains(got[0], "Init Duration") || strings.Contains(got[1], "Init Duration") {
 				t.Errorf("%d whole invocations in %q", len(got), r.logs)
 			}
 			if !strings.HasPrefix(r.logs.String(), "INIT_START Runtime Version: provided.al2023\n") || !strings.Contains(r.logs.String(), "\nfrom init\n") {

@@ -51,3 +51,6 @@ func (o *output) Buffered() (n int, err error) {
 }
 
 func (o *output) close() { o.file.Close() }
+
+// SyscallConn implements syscall.Conn: with it the caller can read what there is without waiting.
+func (o *output) SyscallConn() (syscall.RawConn, error) { return o.raw, nil }

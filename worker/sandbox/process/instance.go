@@ -138,5 +138,8 @@ func (o *output) Read(b []byte) (int, error) {
 	return n, err
 }
 
+// SyscallConn implements syscall.Conn: with it the caller can read what there is without waiting.
+func (o *output) SyscallConn() (syscall.RawConn, error) { return o.file.SyscallConn() }
+
 // Buffered implements sandbox.Output.
 func (o *output) Buffered() (int, error) { return buffered(o.file) }
