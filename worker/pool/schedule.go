@@ -29,9 +29,9 @@ const perCore = 4
 // Without history each held call gets its own. With history a call waits where the expected wait
 // (service time × calls in front ÷ instances) is shorter than a start. That estimate alone would
 // let calls queue for ever just under it, so that a start is also due when the calls held since the
-// last one have together waited for as long as it takes, which bounds the regret whatever comes;
-// but, beyond a few for each core, not where the CPU is the limit: there another instance only
-// takes from the others.
+// last one have together waited for as long as it takes, which bounds the regret whatever comes.
+// But no more than a few for each core where the CPU is the limit: there another instance only takes
+// from the others, service times grow, and more and more would seem to be needed.
 func (d demand) starts() int {
 	need := d.held - d.starting
 	if need <= 0 {
@@ -41,8 +41,11 @@ func (d demand) starts() int {
 	if d.served > 0 {
 		useful := int(math.Ceil(float64(d.service) * float64(d.held) / float64(max(d.start, time.Millisecond))))
 		n = useful - d.starting - d.ready
-		if d.starting+d.ready == 0 || d.waited >= d.start && (d.cpuFree || d.ready+d.starting < perCore*d.cores) {
+		if d.starting+d.ready == 0 || d.waited >= d.start {
 			n = max(n, 1)
+		}
+		if !d.cpuFree {
+			n = min(n, perCore*d.cores-d.ready-d.starting)
 		}
 		n = max(0, min(n, need))
 	}
