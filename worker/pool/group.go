@@ -29,7 +29,7 @@ const (
 	memoryPause = 50 * time.Millisecond
 	// leastStart is what a start is taken to cost at least, and before there was one: an instance
 	// from the parked ones starts in 3 ms, but it takes memory, and the stock must be filled again.
-	leastStart = 40 * time.Millisecond
+	leastStart = 20 * time.Millisecond
 	// heldPerInstance bounds the calls that wait here rather than in the queue.
 	heldPerInstance = 2
 	heldFloor       = 64

@@ -23,7 +23,7 @@ type cpuLoad struct {
 const (
 	loadWindow = 50 * time.Millisecond
 	// idleShare of the CPU time must have been idle for an instance more to be of use.
-	idleShare = 0.10
+	idleShare = 0.30
 )
 
 func newCPULoad() *cpuLoad {
