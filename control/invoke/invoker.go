@@ -25,6 +25,10 @@ const (
 	// awakeFor is how long after a claim a queue is taken to be hosted still: no hint is sent with
 	// the call, and the asker's own watch finds it when that is wrong.
 	awakeFor = 500 * time.Millisecond
+	// keepKnown is how many function versions are remembered in any case, forgetAfter for how long
+	// since their last call the others are.
+	keepKnown   = 1024
+	forgetAfter = time.Minute
 	// retryAfter is the hint with a refusal for lack of capacity.
 	retryAfter = time.Second
 )
@@ -62,13 +66,17 @@ type Config struct {
 type Invoker struct {
 	config    Config
 	admission *admission
-	// known caches what every call of a function version needs, by versionKey.
-	known sync.Map
+	// known caches what every call of a function version needs, by versionKey. When it has grown to
+	// forgetAt entries, those that were not called of late are dropped: functions come and go.
+	known    sync.Map
+	growing  sync.Mutex // for the rest: what is called has an entry and takes no lock
+	entries  int
+	forgetAt int
 }
 
 // New returns an Invoker.
 func New(config Config) *Invoker {
-	return &Invoker{config: config, admission: newAdmission(config.Unreserved)}
+	return &Invoker{config: config, admission: newAdmission(config.Unreserved), forgetAt: keepKnown}
 }
 
 type versionKey struct{ account, name, version string }
@@ -113,13 +121,32 @@ func (i *Invoker) incarnation(f *registry.Function, v *registry.Version) *incarn
 		queue:  bus.NewQueueID(f.Account, f.Name, v.Version, v.Incarnation),
 		limits: bus.AskLimits{Queue: queueLimit, Start: startLimit, Run: time.Duration(v.Config.Timeout) * time.Second},
 	}
+	i.growing.Lock()
+	defer i.growing.Unlock()
 	if known, ok := i.known.Load(k); ok {
 		if old := known.(*incarnation); old.queue == n.queue {
 			n.claimed.Store(old.claimed.Load())
 		}
+	} else if i.entries++; i.entries > i.forgetAt {
+		i.forget(time.Now())
 	}
 	i.known.Store(k, n)
 	return n
+}
+
+// forget drops the entries of what was not called for a while. i.growing is held.
+func (i *Invoker) forget(now time.Time) {
+	before := now.Add(-forgetAfter).UnixNano()
+	i.entries = 1 // the one that is being made
+	i.known.Range(func(k, known any) bool {
+		if known.(*incarnation).claimed.Load() < before {
+			i.known.Delete(k)
+		} else {
+			i.entries++
+		}
+		return true
+	})
+	i.forgetAt = max(keepKnown, 2*i.entries)
 }
 
 // Invoke runs one call to its end, whether or not ctx ends before: what runs is accounted for.

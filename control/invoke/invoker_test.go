@@ -3,6 +3,7 @@ package invoke
 import (
 	"context"
 	"errors"
+	"fmt"
 	"strings"
 	"sync"
 	"testing"
@@ -208,6 +209,40 @@ func TestHintAfterQuiet(t *testing.T) {
 		invoke()
 		if p.woken != 2 {
 			t.Errorf("%d hints after a quiet time", p.woken)
+		}
+	})
+}
+
+// Functions that come and go leave nothing behind; those that are called stay known.
+func TestForgetsWhatIsNotCalled(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := &plane{answers: []*bus.Answer{{}}, has: "python3.11"}
+		i := newInvoker(p, 10)
+		kept := function(nil)
+		kept.Name = "kept"
+		invoke := func(f *registry.Function) {
+			if _, err := i.Invoke(context.Background(), call(f)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		invoke(kept)
+		first := i.incarnation(kept, kept.Latest)
+		for n := range 10 * keepKnown {
+			f := function(nil)
+			f.Name = fmt.Sprint("f", n)
+			invoke(f)
+			if n%10 == 0 {
+				invoke(kept)
+				time.Sleep(time.Second)
+			}
+		}
+		known := 0
+		i.known.Range(func(any, any) bool { known++; return true })
+		if known != i.entries || known > 2*keepKnown { // a minute has 600
+			t.Errorf("%d function versions are known, %d counted", known, i.entries)
+		}
+		if i.incarnation(kept, kept.Latest) != first {
+			t.Error("a function that was called all the time was forgotten")
 		}
 	})
 }
