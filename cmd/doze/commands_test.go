@@ -228,6 +228,11 @@ func TestCompletion(t *testing.T) {
 	if r := f.doze("", "completion", "bash"); r.code != 0 || !strings.Contains(r.stdout, "bash completion") {
 		t.Errorf("%d: %.80s", r.code, r.stdout)
 	}
+	for _, args := range [][]string{{"completion", "tcsh"}, {"help", "nothing"}, {"delete", ""}, {"nothing"}} {
+		if r := f.doze("", args...); r.code != exitUsage || r.stdout != "" || r.stderr == "" {
+			t.Errorf("%q: %+v", args, r)
+		}
+	}
 	if r := f.doze("", "__complete", "invoke", ""); !strings.HasPrefix(r.stdout, "alpha\n") {
 		t.Errorf("functions: %q", r.stdout)
 	}

@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 
 	"github.com/spf13/cobra"
 )
@@ -34,6 +35,7 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	root.SetIn(stdin)
 	root.SetOut(stdout)
 	root.SetErr(stderr)
+	refuseUnknown(root)
 	command, err := root.ExecuteContextC(ctx)
 	return report(command, err)
 }
@@ -90,6 +92,34 @@ Any AWS client works too: point it at the endpoint.`,
 	return root
 }
 
+// refuseUnknown makes cobra's own commands fail on a name that they do not know; they would print
+// help and succeed, which a script takes for the real thing. The root's output must be set.
+func refuseUnknown(root *cobra.Command) {
+	root.InitDefaultHelpCmd()
+	root.InitDefaultCompletionCmd()
+	for _, c := range root.Commands() {
+		switch c.Name() {
+		case "completion":
+			c.Args = cobra.ArbitraryArgs
+			c.RunE = func(cmd *cobra.Command, args []string) error {
+				if len(args) > 0 {
+					return usagef("completion does not know the shell %q: bash, zsh, fish or powershell", args[0])
+				}
+				return cmd.Help()
+			}
+		case "help":
+			c.Run, c.RunE = nil, func(_ *cobra.Command, args []string) error {
+				about, _, err := root.Find(args)
+				if err != nil || about == root && len(args) > 0 {
+					return usagef("no help on %q: there is no such command", strings.Join(args, " "))
+				}
+				about.InitDefaultHelpFlag()
+				return about.Help()
+			}
+		}
+	}
+}
+
 const (
 	groupPlatform  = "platform"
 	groupFunctions = "functions"
@@ -125,6 +155,11 @@ func namedArgs(names ...string) cobra.PositionalArgs {
 		}
 		if len(args) > len(names) {
 			return usagef("%s does not know what to do with %q", cmd.Name(), args[len(names)])
+		}
+		for i, name := range names {
+			if args[i] == "" {
+				return usagef("%s needs %s, and was given an empty one", cmd.Name(), name)
+			}
 		}
 		return nil
 	}
