@@ -176,6 +176,10 @@ func (w *Worker) openParts(ctx context.Context) error {
 		defer cancel()
 		return w.meter.Close(ctx)
 	})
+	if most := capacity.Default(); w.config.MemoryBytes > most {
+		w.config.Logger.Warn("--memory is more than this machine can give to instances: what it really has left counts, too",
+			"memory", w.config.MemoryBytes, "machine", most)
+	}
 	w.capacity = capacity.New(capacity.Config{TotalBytes: w.config.MemoryBytes, Overcommit: w.config.Overcommit})
 	return w.openLogs()
 }
