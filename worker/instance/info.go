@@ -4,6 +4,7 @@ import (
 	"time"
 
 	dozev1 "github.com/doze-run/doze/proto/doze/v1"
+	"github.com/doze-run/doze/worker/sandbox"
 )
 
 // ID is the instance's id, as given in Launch.
@@ -63,4 +64,12 @@ func (i *Instance) Info() *dozev1.InstanceInfo {
 		State: i.State().Public(), CreatedAtMs: i.created.UnixMilli(), IdleMs: i.IdleFor().Milliseconds(),
 		MemoryBytes: i.MemoryBytes(), Calls: calls, Cold: calls <= 1,
 	}
+}
+
+// CPUTime is what the instance's processes have used so far; 0 where the sandbox cannot tell.
+func (i *Instance) CPUTime() time.Duration {
+	if meter, ok := i.process.(sandbox.CPUMeter); ok {
+		return meter.CPUTime()
+	}
+	return 0
 }

@@ -60,6 +60,7 @@ type group struct {
 	launching int // starts that wait for their turn
 	busy      int
 	served    mean // service times
+	appetite  appetite
 	// start is the least time that a start has taken: what it costs, without what it waited for the
 	// CPU because others started too.
 	start      time.Duration
@@ -83,7 +84,7 @@ func newGroup(ctx context.Context, p *Pool, id bus.QueueID, spec *dozev1.Functio
 	now := time.Now()
 	g := &group{
 		pool: p, id: id, spec: spec, queue: queue, lastActive: now, lastTend: now, progressed: now,
-		peak: newPeak(now, p.config.IdleTimeout), gone: make(chan struct{}, 1),
+		appetite: appetite{cores: p.load.cores}, peak: newPeak(now, p.config.IdleTimeout), gone: make(chan struct{}, 1),
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -283,10 +284,12 @@ func (g *group) schedule() {
 func (g *group) demand() demand {
 	d := demand{
 		held: len(g.held), served: g.served.count, service: g.served.value, start: g.start,
-		waited: g.waited, cores: g.pool.load.cores, limit: int(g.spec.GetReservedConcurrency()),
+		waited: g.waited, useful: g.appetite.useful(), cores: g.pool.load.cores, limit: int(g.spec.GetReservedConcurrency()),
 	}
 	d.start = max(d.start, leastStart)
-	d.cpuFree = g.pool.load.spare(time.Now())
+	if d.useful == 0 {
+		d.cpuFree = g.pool.load.spare(time.Now())
+	}
 	for _, m := range g.members {
 		switch {
 		case m.retiring:

@@ -38,6 +38,11 @@ type member struct {
 	calls    int
 	lastUsed time.Time
 	measured time.Time
+	// metered is its CPU time and calls when it was last measured.
+	metered struct {
+		cpu   time.Duration
+		calls int
+	}
 	// cause is the call that this start is for.
 	cause *holding
 	// failed is what an init that failed came to, until the call it belongs to has been granted.
@@ -170,6 +175,10 @@ func (m *member) bounce(c *holding, err error) {
 func (m *member) next() {
 	g := m.group
 	if m.retiring || m.current != nil || !m.ready || m.instance == nil {
+		return
+	}
+	if !m.parked && g.crowded() {
+		m.retire()
 		return
 	}
 	if len(g.held) > 0 && g.feed(m) {
@@ -377,11 +386,15 @@ func (m *member) finish(c *holding, r *instance.Result) {
 	defer g.mu.Unlock()
 	m.calls++
 	m.lastUsed, g.lastActive = now, now
+	busy := g.busy
 	if m.current == c {
 		m.drop()
 	}
 	if r.Outcome == instance.OK || r.Outcome == instance.HandlerError {
 		g.served.add(r.Duration)
+		if m.calls > 1 { // the first one finds cold caches
+			g.appetite.served(r.Duration, busy)
+		}
 	}
 }
 

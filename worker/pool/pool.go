@@ -34,6 +34,8 @@ type Instance interface {
 	Release()
 	// MemoryBytes is what it uses now, for people.
 	MemoryBytes() int64
+	// CPUTime is what it has used so far; 0 when that cannot be told.
+	CPUTime() time.Duration
 }
 
 // Launcher starts instances. Launch returns when the instance has begun to start or could not:

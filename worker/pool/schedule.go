@@ -14,15 +14,22 @@ type demand struct {
 	service, start time.Duration
 	// waited is the sum of the held calls' waiting since the last start.
 	waited time.Duration
-	// cpuFree says that the machine has CPU to spare; cores is how many it has.
+	// useful is how many instances the CPU can keep going, 0 when that is not known. Then cpuFree says
+	// that the machine has CPU to spare, and cores how many it has.
+	useful  int
 	cpuFree bool
 	cores   int
 	// limit bounds the instances of this incarnation; 0 for none.
 	limit int
 }
 
-// perCore instances keep a core busy while some of them are between two events.
-const perCore = 4
+const (
+	// perCore instances are let be where the CPU is the limit and what a call takes of it is not known.
+	perCore = 4
+	// patience is how long a call may have to wait for the ones in front of it before instances are
+	// started that only take CPU from one another: slower is better than refused.
+	patience = time.Second
+)
 
 // starts decides how many more instances to start.
 //
@@ -30,8 +37,8 @@ const perCore = 4
 // (service time × calls in front ÷ instances) is shorter than a start. That estimate alone would
 // let calls queue for ever just under it, so that a start is also due when the calls held since the
 // last one have together waited for as long as it takes, which bounds the regret whatever comes.
-// But no more than a few for each core where the CPU is the limit: there another instance only takes
-// from the others, service times grow, and more and more would seem to be needed.
+// But no more than the CPU can keep going: another instance only takes from the others, service times
+// grow, and more and more would seem to be needed.
 func (d demand) starts() int {
 	need := d.held - d.starting
 	if need <= 0 {
@@ -44,8 +51,8 @@ func (d demand) starts() int {
 		if d.starting+d.ready == 0 || d.waited >= d.start {
 			n = max(n, 1)
 		}
-		if !d.cpuFree {
-			n = min(n, perCore*d.cores-d.ready-d.starting)
+		if most := d.most(); most > 0 {
+			n = min(n, most-d.ready-d.starting)
 		}
 		n = max(0, min(n, need))
 	}
@@ -53,6 +60,34 @@ func (d demand) starts() int {
 		n = max(0, min(n, d.limit-d.ready-d.starting))
 	}
 	return n
+}
+
+// crowd is how many times as many instances as the CPU has a use for are too many: what a burst before
+// anything was known has started.
+const crowd = 2
+
+// crowded says that an instance that comes free had better end.
+func (g *group) crowded() bool {
+	if len(g.members) <= crowd*2*g.pool.load.cores { // the least that crowds any machine
+		return false
+	}
+	d := g.demand()
+	most := d.most()
+	return d.useful > 0 && most > 0 && d.ready+d.starting > crowd*most
+}
+
+// most is how many instances the CPU has a use for; 0 when it is not the limit.
+func (d demand) most() int {
+	instances := max(d.ready+d.starting, 1)
+	switch {
+	case d.service*time.Duration(d.held)/time.Duration(instances) > patience:
+		return 0
+	case d.useful > 0:
+		return d.useful
+	case d.cpuFree:
+		return 0
+	}
+	return perCore * d.cores
 }
 
 // mean is an exponentially weighted mean of durations that begins with the first one.

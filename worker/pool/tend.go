@@ -195,20 +195,39 @@ func (g *group) infos() []*dozev1.InstanceInfo {
 	return all
 }
 
-// measure lets the launcher learn what those instances use that ran since they were last measured.
+// measure learns what those instances use that ran since they were last measured: of memory for the
+// launcher, of the CPU for the group.
 func (g *group) measure() {
+	type sample struct {
+		*member
+		made  Instance
+		calls int
+	}
 	g.mu.Lock()
-	var due []Instance
+	var due []sample
 	for _, m := range g.members {
 		if m.up && m.instance != nil && (m.measured.IsZero() || m.current != nil || m.lastUsed.After(m.measured)) {
 			m.measured = time.Now()
-			due = append(due, m.instance)
+			due = append(due, sample{m, m.instance, m.calls})
 		}
 	}
 	g.mu.Unlock()
-	for _, i := range due {
-		i.MemoryBytes()
+	var used time.Duration
+	var calls int
+	for _, s := range due {
+		s.made.MemoryBytes()
+		cpu := s.made.CPUTime()
+		// What it used before it was first measured is mostly its init. Only measure looks at metered.
+		if s.metered.cpu == 0 {
+			s.metered.cpu, s.metered.calls = cpu, s.calls
+		} else if s.calls > s.metered.calls {
+			used, calls = used+cpu-s.metered.cpu, calls+s.calls-s.metered.calls
+			s.metered.cpu, s.metered.calls = cpu, s.calls
+		}
 	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.appetite.ate(used, calls)
 }
 
 // peak remembers the most instances that were busy at once, over a window and up to half of one

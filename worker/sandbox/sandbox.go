@@ -117,6 +117,13 @@ type Freezer interface {
 	Thaw() error
 }
 
+// CPUMeter is implemented by a Process that may be able to tell what CPU it uses.
+type CPUMeter interface {
+	// CPUTime is what all processes of the instance have used since its start, the ended ones
+	// included; 0 where it cannot be told. It costs a file read.
+	CPUTime() time.Duration
+}
+
 // KillGrace is how long Done may take after Kill on a healthy machine; callers that wait longer
 // report a fault of the platform.
 const KillGrace = 5 * time.Second

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -190,6 +191,31 @@ func (g *group) readPeak() {
 		file = "memory.peak"
 	}
 	g.peak = max(g.peak, number(g.path("memory"), file))
+}
+
+// cpuTime is the CPU time used so far. Every group of a unified hierarchy has it, whether or not that has
+// the cpu controller; on a machine without one it is there where cpuacct is mounted with cpu, as it is
+// nearly everywhere.
+func (g *group) cpuTime() time.Duration {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.removed {
+		return 0
+	}
+	if g.c.unified == "" {
+		return time.Duration(number(g.path("cpu"), "cpuacct.usage"))
+	}
+	b, err := readSmall(filepath.Join(g.c.unified, g.id, "cpu.stat"))
+	if err != nil {
+		return 0
+	}
+	rest, _ := bytes.CutPrefix(b, []byte("usage_usec "))
+	usec, _, _ := bytes.Cut(rest, []byte("\n"))
+	n, err := strconv.ParseInt(string(usec), 10, 64)
+	if err != nil {
+		return 0
+	}
+	return time.Duration(n) * time.Microsecond
 }
 
 // outOfMemory tells whether the kernel has ended a process of the group at its limit.

@@ -9,6 +9,7 @@ import (
 	"os"
 	"sync"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -44,6 +45,8 @@ type Process struct {
 var (
 	_ sandbox.Process = (*Process)(nil)
 	_ sandbox.Freezer = (*Process)(nil)
+
+	_ sandbox.CPUMeter = (*Process)(nil)
 )
 
 // Listener implements sandbox.Process.
@@ -63,6 +66,9 @@ func (p *Process) MemoryBytes() int64 { return p.group.usage() }
 
 // MemoryPeakBytes implements sandbox.Process.
 func (p *Process) MemoryPeakBytes() int64 { return p.group.most() }
+
+// CPUTime implements sandbox.CPUMeter.
+func (p *Process) CPUTime() time.Duration { return p.group.cpuTime() }
 
 // Freeze implements sandbox.Freezer.
 func (p *Process) Freeze() error { return p.group.freeze(true) }

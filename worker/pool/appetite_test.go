@@ -1,0 +1,45 @@
+package pool
+
+import (
+	"testing"
+	"time"
+)
+
+func TestUseful(t *testing.T) {
+	const ms = time.Millisecond
+	for _, test := range []struct {
+		name      string
+		calm, cpu time.Duration
+		want      int
+	}{
+		{"computes all the time: a few for each core", 10 * ms, 10 * ms, 4},
+		{"computes half of the time", 10 * ms, 5 * ms, 7},
+		{"waits for others", 100 * ms, ms / 2, 601},
+		{"uses next to nothing", 100 * ms, 0, 30_001},
+	} {
+		a := appetite{cores: 2}
+		if got := a.useful(); got != 0 {
+			t.Errorf("%s: %d useful while nothing is known", test.name, got)
+		}
+		for range enoughCalm {
+			a.served(test.calm/2, 3) // with more calls than cores its time says nothing
+			a.served(test.calm, 2)
+			a.served(50*test.calm, 3)
+		}
+		a.ate(10*test.cpu, 10)
+		if got := a.useful(); got != test.want {
+			t.Errorf("%s: %d useful, want %d", test.name, got, test.want)
+		}
+	}
+}
+
+func TestUsefulInACrowd(t *testing.T) {
+	a := appetite{cores: 2}
+	for _, d := range []time.Duration{9, 2, 30} {
+		a.served(d*time.Millisecond, 64)
+	}
+	a.ate(time.Millisecond, 1)
+	if got := a.useful(); got != 7 {
+		t.Errorf("%d useful, want what the shortest call tells, 7", got)
+	}
+}
