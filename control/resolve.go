@@ -3,6 +3,7 @@ package control
 import (
 	"context"
 	"fmt"
+	"math/rand/v2"
 
 	"github.com/doze-run/doze/control/delivery"
 	"github.com/doze-run/doze/control/quorum"
@@ -17,12 +18,13 @@ type resolver struct {
 
 // Resolve answers delivery.ErrGone only after the quorum has confirmed it.
 func (r *resolver) Resolve(ctx context.Context, account, function, qualifier string) (delivery.Target, error) {
-	f, v, ok := r.node.Registry().Resolve(account, function, qualifier)
+	draw := rand.Float64()
+	f, v, ok := r.node.Registry().Route(account, function, qualifier, draw)
 	if !ok {
 		if err := r.node.Read(ctx); err != nil {
 			return delivery.Target{}, fmt.Errorf("resolve %s: %w", function, err)
 		}
-		if f, v, ok = r.node.Registry().Resolve(account, function, qualifier); !ok {
+		if f, v, ok = r.node.Registry().Route(account, function, qualifier, draw); !ok {
 			return delivery.Target{}, delivery.ErrGone
 		}
 	}

@@ -33,6 +33,8 @@ type Registry interface {
 	Function(account, name string) (*registry.Function, bool)
 	// Resolve answers the function alone, and false, when only the qualifier does not resolve.
 	Resolve(account, name, qualifier string) (*registry.Function, *registry.Version, bool)
+	// Route is Resolve for a call: draw, from [0, 1), chooses between the two versions of an alias.
+	Route(account, name, qualifier string, draw float64) (*registry.Function, *registry.Version, bool)
 	List(account, after string, max int) (page []*registry.Function, more bool)
 	Usage(account string) registry.Usage
 	UnreservedConcurrency(account string) int

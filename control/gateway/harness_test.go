@@ -59,6 +59,14 @@ func (h hookedState) Resolve(account, name, qualifier string) (*registry.Functio
 	return f, v, ok
 }
 
+func (h hookedState) Route(account, name, qualifier string, draw float64) (*registry.Function, *registry.Version, bool) {
+	f, v, ok := h.State.Route(account, name, qualifier, draw)
+	if h.w.afterResolve != nil {
+		h.w.afterResolve()
+	}
+	return f, v, ok
+}
+
 func newWorld(t *testing.T) *world {
 	t.Helper()
 	w := &world{

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"log/slog"
+	"math/rand/v2"
 	"net/http"
 	"strconv"
 	"time"
@@ -107,12 +108,13 @@ func (s *service) invokeTarget(ctx context.Context, in *invocation) (target, err
 
 // invocable finds what to run, and waits a little while for one that is still being created.
 func (s *service) invocable(ctx context.Context, t target) (*registry.Function, *registry.Version, error) {
-	f, v, ok := s.config.Registry.Resolve(t.account, t.name, t.qualifier)
+	draw := rand.Float64()
+	f, v, ok := s.config.Registry.Route(t.account, t.name, t.qualifier, draw)
 	if ok && v.State == registry.StateActive {
 		return f, v, nil
 	}
 	if ok && v.State == registry.StatePending {
-		f, v, ok = s.awaitActive(ctx, t)
+		f, v, ok = s.awaitActive(ctx, t, draw)
 	}
 	if !ok {
 		if t.qualifier == "" {
@@ -126,13 +128,13 @@ func (s *service) invocable(ctx context.Context, t target) (*registry.Function, 
 	return f, v, nil
 }
 
-func (s *service) awaitActive(ctx context.Context, t target) (*registry.Function, *registry.Version, bool) {
+func (s *service) awaitActive(ctx context.Context, t target, draw float64) (*registry.Function, *registry.Version, bool) {
 	deadline := time.NewTimer(pendingWait)
 	defer deadline.Stop()
 	poll := time.NewTicker(pendingPoll)
 	defer poll.Stop()
 	for {
-		f, v, ok := s.config.Registry.Resolve(t.account, t.name, t.qualifier)
+		f, v, ok := s.config.Registry.Route(t.account, t.name, t.qualifier, draw)
 		if !ok || v.State != registry.StatePending {
 			return f, v, ok
 		}

@@ -22,20 +22,20 @@ func pageSize(maxItems *int32) int {
 
 // A marker names the last item that was shown, so that a page begins at the same place whatever
 // was created or deleted meanwhile. It is opaque to clients.
-func newMarker(name, version string) *string {
-	return ptr(base64.RawURLEncoding.EncodeToString([]byte(name + ":" + version)))
+func newMarker(name, qualifier string) *string {
+	return ptr(base64.RawURLEncoding.EncodeToString([]byte(name + ":" + qualifier)))
 }
 
-func readMarker(marker *string) (name, version string, err error) {
+func readMarker(marker *string) (name, qualifier string, err error) {
 	if marker == nil || *marker == "" {
 		return "", "", nil
 	}
 	raw, err := base64.RawURLEncoding.DecodeString(*marker)
-	name, version, ok := strings.Cut(string(raw), ":")
-	if err != nil || !ok || !registry.IsName(name) || version != "" && version != registry.Latest && !registry.IsVersionNumber(version) {
+	name, qualifier, ok := strings.Cut(string(raw), ":")
+	if err != nil || !ok || !registry.IsName(name) || qualifier != "" && !registry.IsQualifier(qualifier) {
 		return "", "", &Fault{Code: codeInvalidParameter, Message: "Invalid Marker. Use the NextMarker of the answer before, unchanged."}
 	}
-	return name, version, nil
+	return name, qualifier, nil
 }
 
 // ListFunctions implements dozev1.LambdaServer.

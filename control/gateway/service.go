@@ -118,6 +118,18 @@ func (s *service) refusal(t target, err error) error {
 		return faultf(codeNotFound, "Statement %s is not found in resource policy.", detailOf(err))
 	case errors.Is(err, registry.ErrPolicyTooLong):
 		return faultf(codePolicyLength, "The final policy size is bigger than the limit (%d).", registry.MaxPolicyBytes)
+	case errors.Is(err, registry.ErrVersionNotFound):
+		return s.notFound(target{account: t.account, name: t.name, qualifier: detailOf(err)})
+	case errors.Is(err, registry.ErrAliasExists):
+		return faultf(codeConflict, "Alias already exists: %s", s.arn(t.account, t.name, detailOf(err)))
+	case errors.Is(err, registry.ErrAliasNotFound):
+		return s.noAlias(t, detailOf(err))
+	case errors.Is(err, registry.ErrAliasLatest):
+		return &Fault{Code: codeInvalidParameter, Message: "$LATEST is not supported for an alias pointing to more than 1 version"}
+	case errors.Is(err, registry.ErrAliasTwice):
+		return faultf(codeInvalidParameter, "Invalid function version %[1]s. Function version %[1]s is already included in routing configuration.", detailOf(err))
+	case errors.Is(err, registry.ErrAliased):
+		return faultf(codeConflict, "Unable to delete function version because it is referenced by the following aliases: [%s]", detailOf(err))
 	case errors.Is(err, registry.ErrTooManyTags):
 		return &Fault{Code: codeInvalidParameter, Message: "Number of tags exceeds resource tag limit."}
 	}

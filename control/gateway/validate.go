@@ -189,7 +189,7 @@ func (s *shape) check(fd protoreflect.FieldDescriptor, value protoreflect.Value,
 		keys, values := true, true
 		entries.Range(func(k protoreflect.MapKey, value protoreflect.Value) bool {
 			keys = keys && (s.keys == nil || s.keys.fits(k.String()))
-			values = values && (s.items == nil || s.items.fits(value.String()))
+			values = values && (s.items == nil || s.items.fitsValue(fd.MapValue(), value))
 			return keys || values
 		})
 		if !keys {
@@ -274,11 +274,24 @@ func (s *shape) broken(text string) []string {
 
 func (s *shape) fits(text string) bool { return len(s.broken(text)) == 0 }
 
+// fitsValue is fits for any scalar.
+func (s *shape) fitsValue(fd protoreflect.FieldDescriptor, value protoreflect.Value) bool {
+	var found violations
+	s.check(fd, value, "", &found)
+	return found.err() == nil
+}
+
 // texts are all of a shape's rules, as AWS lists them when one of a list's entries breaks any.
 func (s *shape) texts() []string {
 	var rules []string
 	if len(s.GetValues()) > 0 {
 		return append(rules, enumRule(s.GetValues()))
+	}
+	if s.Max != nil {
+		rules = append(rules, fmt.Sprintf("Member must have value less than or equal to %d", s.GetMax()))
+	}
+	if s.Min != nil {
+		rules = append(rules, fmt.Sprintf("Member must have value greater than or equal to %d", s.GetMin()))
 	}
 	if s.MaxLength != nil {
 		rules = append(rules, fmt.Sprintf("Member must have length less than or equal to %d", s.GetMaxLength()))

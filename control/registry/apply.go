@@ -6,6 +6,7 @@ import (
 	"reflect"
 	"slices"
 	"strconv"
+	"strings"
 )
 
 // What AWS writes in the state and update fields of a function.
@@ -276,6 +277,9 @@ func (c DeleteFunction) apply(s *State) (any, error) {
 	i, ok := f.find(c.Version)
 	if !ok {
 		return f, nil
+	}
+	if names := f.aliasesOf(c.Version); len(names) > 0 {
+		return nil, ErrAliased.with(strings.Join(names, ", "))
 	}
 	next := *f
 	next.Versions = slices.Delete(slices.Clone(f.Versions), i, i+1)

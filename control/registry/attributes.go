@@ -76,7 +76,7 @@ func (c RemovePermission) apply(s *State) (any, error) {
 }
 
 // policy is the policy of a qualifier to build a new one from, empty when there is none. A caller
-// may guard its change with the policy's revision or with that of the function or version, which
+// may guard its change with the policy's revision or with that of the function, version or alias, which
 // moves with every change of the policy too.
 func (s *State) policy(account, name, qualifier, ifRevision string) (*Function, *Policy, error) {
 	if qualifier == Latest {
@@ -90,11 +90,15 @@ func (s *State) policy(account, name, qualifier, ifRevision string) (*Function, 
 	if !ok {
 		return nil, nil, ErrNotFound.with(account + "/" + name + ":" + qualifier)
 	}
+	revision := v.RevisionID
+	if a, ok := f.Alias(qualifier); ok {
+		revision = a.RevisionID
+	}
 	p, ok := f.Policies[qualifier]
 	if !ok {
 		p = &Policy{}
 	}
-	if ifRevision != "" && ifRevision != v.RevisionID && ifRevision != p.RevisionID {
+	if ifRevision != "" && ifRevision != revision && ifRevision != p.RevisionID {
 		return nil, nil, ErrRevision
 	}
 	return f, p, nil
@@ -104,6 +108,10 @@ func (s *State) setPolicy(f *Function, qualifier string, p *Policy) {
 	var next *Function
 	if qualifier == "" {
 		next = f.revised(p.RevisionID)
+	} else if i, ok := f.findAlias(qualifier); ok {
+		a := *f.Aliases[i]
+		a.RevisionID = p.RevisionID
+		next = f.withAlias(i, &a)
 	} else {
 		next = f.revisedVersion(qualifier, p.RevisionID)
 	}

@@ -34,6 +34,9 @@ const (
 	numRemovePermission = 9
 	numTag              = 10
 	numUntag            = 11
+	numCreateAlias      = 20
+	numUpdateAlias      = 21
+	numDeleteAlias      = 22
 )
 
 func (CreateFunction) number() byte   { return numCreateFunction }
@@ -47,6 +50,9 @@ func (AddPermission) number() byte    { return numAddPermission }
 func (RemovePermission) number() byte { return numRemovePermission }
 func (Tag) number() byte              { return numTag }
 func (Untag) number() byte            { return numUntag }
+func (CreateAlias) number() byte      { return numCreateAlias }
+func (UpdateAlias) number() byte      { return numUpdateAlias }
+func (DeleteAlias) number() byte      { return numDeleteAlias }
 
 func newCommand(number byte) Command {
 	switch number {
@@ -72,6 +78,12 @@ func newCommand(number byte) Command {
 		return new(Tag)
 	case numUntag:
 		return new(Untag)
+	case numCreateAlias:
+		return new(CreateAlias)
+	case numUpdateAlias:
+		return new(UpdateAlias)
+	case numDeleteAlias:
+		return new(DeleteAlias)
 	}
 	return nil
 }

@@ -62,7 +62,8 @@ type PublishVersion struct {
 	IfRevisionID  string
 }
 
-// DeleteFunction removes the function, or only one published version when Version is given.
+// DeleteFunction removes the function, or only one published version when Version is given:
+// ErrAliased when aliases name it.
 type DeleteFunction struct {
 	Account, Name, Version string
 }

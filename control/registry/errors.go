@@ -53,6 +53,18 @@ var (
 	ErrTooManyTags = &Error{Code: "TooManyTags"}
 	// ErrLatest: the operation is not possible on $LATEST (deleting it alone, a policy of it).
 	ErrLatest = &Error{Code: "Latest"}
+	// ErrVersionNotFound: an alias names a version that the function does not have.
+	ErrVersionNotFound = &Error{Code: "VersionNotFound"}
+	// ErrAliasExists: the function already has an alias of that name.
+	ErrAliasExists = &Error{Code: "AliasExists"}
+	// ErrAliasNotFound: the function has no such alias.
+	ErrAliasNotFound = &Error{Code: "AliasNotFound"}
+	// ErrAliasLatest: an alias of two versions where one is $LATEST.
+	ErrAliasLatest = &Error{Code: "AliasLatest"}
+	// ErrAliasTwice: an alias of two versions that are the same.
+	ErrAliasTwice = &Error{Code: "AliasTwice"}
+	// ErrAliased: the version cannot be deleted because aliases name it.
+	ErrAliased = &Error{Code: "Aliased"}
 	// ErrName: not a function name, or not one of the forms of a FunctionName.
 	ErrName = &Error{Code: "Name"}
 	// ErrInvalid: a command that no correct gateway sends.

@@ -17,6 +17,8 @@ type Function struct {
 	// Latest is $LATEST; Versions are the published ones, ascending.
 	Latest   *Version   `json:"latest"`
 	Versions []*Version `json:"versions,omitempty"`
+	// Aliases by name.
+	Aliases []*Alias `json:"aliases,omitempty"`
 	// NextVersion is the number the next publish takes; numbers are never reused.
 	NextVersion int `json:"nextVersion"`
 	// Reserved is the reserved concurrency, nil for none.

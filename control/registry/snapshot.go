@@ -168,5 +168,5 @@ func (f *Function) whole() bool {
 			return false
 		}
 	}
-	return true
+	return f.soundAliases()
 }

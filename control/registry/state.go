@@ -67,7 +67,7 @@ func (s *State) Function(account, name string) (*Function, bool) {
 }
 
 // Resolve finds the version that a qualifier names: "" and "$LATEST" are the unpublished one,
-// digits a published one. When the function exists and the qualifier does not resolve, the
+// digits a published one, and an alias stands for its (first) version. When the function exists and the qualifier does not resolve, the
 // function is answered with ok false, so that the caller can tell the two.
 func (s *State) Resolve(account, name, qualifier string) (f *Function, v *Version, ok bool) {
 	f, ok = s.Function(account, name)
@@ -75,6 +75,16 @@ func (s *State) Resolve(account, name, qualifier string) (f *Function, v *Versio
 		return nil, nil, false
 	}
 	v, ok = f.Resolve(qualifier)
+	return f, v, ok
+}
+
+// Route is Resolve for a call: see Function.Route.
+func (s *State) Route(account, name, qualifier string, draw float64) (f *Function, v *Version, ok bool) {
+	f, ok = s.Function(account, name)
+	if !ok {
+		return nil, nil, false
+	}
+	v, ok = f.Route(qualifier, draw)
 	return f, v, ok
 }
 
@@ -141,6 +151,9 @@ func (s *State) ReferencedCode() map[string]struct{} {
 func (f *Function) Resolve(qualifier string) (*Version, bool) {
 	if qualifier == "" || qualifier == Latest {
 		return f.Latest, true
+	}
+	if a, ok := f.Alias(qualifier); ok {
+		return f.Resolve(a.Version)
 	}
 	if !IsVersionNumber(qualifier) {
 		return nil, false

@@ -3110,6 +3110,555 @@ func (x *PublishVersionRequest) GetPublishTo() string {
 	return ""
 }
 
+type AliasRoutingConfiguration struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The share of calls, 0.0 to 1.0, that one other version gets.
+	AdditionalVersionWeights map[string]float64 `protobuf:"bytes,1,rep,name=additional_version_weights,json=AdditionalVersionWeights,proto3" json:"additional_version_weights,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"fixed64,2,opt,name=value"`
+	unknownFields            protoimpl.UnknownFields
+	sizeCache                protoimpl.SizeCache
+}
+
+func (x *AliasRoutingConfiguration) Reset() {
+	*x = AliasRoutingConfiguration{}
+	mi := &file_doze_v1_api_proto_msgTypes[41]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AliasRoutingConfiguration) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AliasRoutingConfiguration) ProtoMessage() {}
+
+func (x *AliasRoutingConfiguration) ProtoReflect() protoreflect.Message {
+	mi := &file_doze_v1_api_proto_msgTypes[41]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AliasRoutingConfiguration.ProtoReflect.Descriptor instead.
+func (*AliasRoutingConfiguration) Descriptor() ([]byte, []int) {
+	return file_doze_v1_api_proto_rawDescGZIP(), []int{41}
+}
+
+func (x *AliasRoutingConfiguration) GetAdditionalVersionWeights() map[string]float64 {
+	if x != nil {
+		return x.AdditionalVersionWeights
+	}
+	return nil
+}
+
+type AliasConfiguration struct {
+	state           protoimpl.MessageState     `protogen:"open.v1"`
+	AliasArn        *string                    `protobuf:"bytes,1,opt,name=alias_arn,json=AliasArn,proto3,oneof" json:"alias_arn,omitempty"`
+	Name            *string                    `protobuf:"bytes,2,opt,name=name,json=Name,proto3,oneof" json:"name,omitempty"`
+	FunctionVersion *string                    `protobuf:"bytes,3,opt,name=function_version,json=FunctionVersion,proto3,oneof" json:"function_version,omitempty"`
+	Description     *string                    `protobuf:"bytes,4,opt,name=description,json=Description,proto3,oneof" json:"description,omitempty"`
+	RoutingConfig   *AliasRoutingConfiguration `protobuf:"bytes,5,opt,name=routing_config,json=RoutingConfig,proto3" json:"routing_config,omitempty"`
+	RevisionId      *string                    `protobuf:"bytes,6,opt,name=revision_id,json=RevisionId,proto3,oneof" json:"revision_id,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
+}
+
+func (x *AliasConfiguration) Reset() {
+	*x = AliasConfiguration{}
+	mi := &file_doze_v1_api_proto_msgTypes[42]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AliasConfiguration) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AliasConfiguration) ProtoMessage() {}
+
+func (x *AliasConfiguration) ProtoReflect() protoreflect.Message {
+	mi := &file_doze_v1_api_proto_msgTypes[42]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AliasConfiguration.ProtoReflect.Descriptor instead.
+func (*AliasConfiguration) Descriptor() ([]byte, []int) {
+	return file_doze_v1_api_proto_rawDescGZIP(), []int{42}
+}
+
+func (x *AliasConfiguration) GetAliasArn() string {
+	if x != nil && x.AliasArn != nil {
+		return *x.AliasArn
+	}
+	return ""
+}
+
+func (x *AliasConfiguration) GetName() string {
+	if x != nil && x.Name != nil {
+		return *x.Name
+	}
+	return ""
+}
+
+func (x *AliasConfiguration) GetFunctionVersion() string {
+	if x != nil && x.FunctionVersion != nil {
+		return *x.FunctionVersion
+	}
+	return ""
+}
+
+func (x *AliasConfiguration) GetDescription() string {
+	if x != nil && x.Description != nil {
+		return *x.Description
+	}
+	return ""
+}
+
+func (x *AliasConfiguration) GetRoutingConfig() *AliasRoutingConfiguration {
+	if x != nil {
+		return x.RoutingConfig
+	}
+	return nil
+}
+
+func (x *AliasConfiguration) GetRevisionId() string {
+	if x != nil && x.RevisionId != nil {
+		return *x.RevisionId
+	}
+	return ""
+}
+
+type CreateAliasRequest struct {
+	state           protoimpl.MessageState     `protogen:"open.v1"`
+	FunctionName    *string                    `protobuf:"bytes,1,opt,name=function_name,json=FunctionName,proto3,oneof" json:"function_name,omitempty"`
+	Name            *string                    `protobuf:"bytes,2,opt,name=name,json=Name,proto3,oneof" json:"name,omitempty"`
+	FunctionVersion *string                    `protobuf:"bytes,3,opt,name=function_version,json=FunctionVersion,proto3,oneof" json:"function_version,omitempty"`
+	Description     *string                    `protobuf:"bytes,4,opt,name=description,json=Description,proto3,oneof" json:"description,omitempty"`
+	RoutingConfig   *AliasRoutingConfiguration `protobuf:"bytes,5,opt,name=routing_config,json=RoutingConfig,proto3" json:"routing_config,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
+}
+
+func (x *CreateAliasRequest) Reset() {
+	*x = CreateAliasRequest{}
+	mi := &file_doze_v1_api_proto_msgTypes[43]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CreateAliasRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CreateAliasRequest) ProtoMessage() {}
+
+func (x *CreateAliasRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_doze_v1_api_proto_msgTypes[43]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CreateAliasRequest.ProtoReflect.Descriptor instead.
+func (*CreateAliasRequest) Descriptor() ([]byte, []int) {
+	return file_doze_v1_api_proto_rawDescGZIP(), []int{43}
+}
+
+func (x *CreateAliasRequest) GetFunctionName() string {
+	if x != nil && x.FunctionName != nil {
+		return *x.FunctionName
+	}
+	return ""
+}
+
+func (x *CreateAliasRequest) GetName() string {
+	if x != nil && x.Name != nil {
+		return *x.Name
+	}
+	return ""
+}
+
+func (x *CreateAliasRequest) GetFunctionVersion() string {
+	if x != nil && x.FunctionVersion != nil {
+		return *x.FunctionVersion
+	}
+	return ""
+}
+
+func (x *CreateAliasRequest) GetDescription() string {
+	if x != nil && x.Description != nil {
+		return *x.Description
+	}
+	return ""
+}
+
+func (x *CreateAliasRequest) GetRoutingConfig() *AliasRoutingConfiguration {
+	if x != nil {
+		return x.RoutingConfig
+	}
+	return nil
+}
+
+type GetAliasRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	FunctionName  *string                `protobuf:"bytes,1,opt,name=function_name,json=FunctionName,proto3,oneof" json:"function_name,omitempty"`
+	Name          *string                `protobuf:"bytes,2,opt,name=name,json=Name,proto3,oneof" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetAliasRequest) Reset() {
+	*x = GetAliasRequest{}
+	mi := &file_doze_v1_api_proto_msgTypes[44]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetAliasRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetAliasRequest) ProtoMessage() {}
+
+func (x *GetAliasRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_doze_v1_api_proto_msgTypes[44]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetAliasRequest.ProtoReflect.Descriptor instead.
+func (*GetAliasRequest) Descriptor() ([]byte, []int) {
+	return file_doze_v1_api_proto_rawDescGZIP(), []int{44}
+}
+
+func (x *GetAliasRequest) GetFunctionName() string {
+	if x != nil && x.FunctionName != nil {
+		return *x.FunctionName
+	}
+	return ""
+}
+
+func (x *GetAliasRequest) GetName() string {
+	if x != nil && x.Name != nil {
+		return *x.Name
+	}
+	return ""
+}
+
+type ListAliasesRequest struct {
+	state           protoimpl.MessageState `protogen:"open.v1"`
+	FunctionName    *string                `protobuf:"bytes,1,opt,name=function_name,json=FunctionName,proto3,oneof" json:"function_name,omitempty"`
+	FunctionVersion *string                `protobuf:"bytes,2,opt,name=function_version,json=FunctionVersion,proto3,oneof" json:"function_version,omitempty"`
+	Marker          *string                `protobuf:"bytes,3,opt,name=marker,json=Marker,proto3,oneof" json:"marker,omitempty"`
+	MaxItems        *int32                 `protobuf:"varint,4,opt,name=max_items,json=MaxItems,proto3,oneof" json:"max_items,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
+}
+
+func (x *ListAliasesRequest) Reset() {
+	*x = ListAliasesRequest{}
+	mi := &file_doze_v1_api_proto_msgTypes[45]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListAliasesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListAliasesRequest) ProtoMessage() {}
+
+func (x *ListAliasesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_doze_v1_api_proto_msgTypes[45]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListAliasesRequest.ProtoReflect.Descriptor instead.
+func (*ListAliasesRequest) Descriptor() ([]byte, []int) {
+	return file_doze_v1_api_proto_rawDescGZIP(), []int{45}
+}
+
+func (x *ListAliasesRequest) GetFunctionName() string {
+	if x != nil && x.FunctionName != nil {
+		return *x.FunctionName
+	}
+	return ""
+}
+
+func (x *ListAliasesRequest) GetFunctionVersion() string {
+	if x != nil && x.FunctionVersion != nil {
+		return *x.FunctionVersion
+	}
+	return ""
+}
+
+func (x *ListAliasesRequest) GetMarker() string {
+	if x != nil && x.Marker != nil {
+		return *x.Marker
+	}
+	return ""
+}
+
+func (x *ListAliasesRequest) GetMaxItems() int32 {
+	if x != nil && x.MaxItems != nil {
+		return *x.MaxItems
+	}
+	return 0
+}
+
+type ListAliasesResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	NextMarker    *string                `protobuf:"bytes,1,opt,name=next_marker,json=NextMarker,proto3,oneof" json:"next_marker,omitempty"`
+	Aliases       []*AliasConfiguration  `protobuf:"bytes,2,rep,name=aliases,json=Aliases,proto3" json:"aliases,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListAliasesResponse) Reset() {
+	*x = ListAliasesResponse{}
+	mi := &file_doze_v1_api_proto_msgTypes[46]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListAliasesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListAliasesResponse) ProtoMessage() {}
+
+func (x *ListAliasesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_doze_v1_api_proto_msgTypes[46]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListAliasesResponse.ProtoReflect.Descriptor instead.
+func (*ListAliasesResponse) Descriptor() ([]byte, []int) {
+	return file_doze_v1_api_proto_rawDescGZIP(), []int{46}
+}
+
+func (x *ListAliasesResponse) GetNextMarker() string {
+	if x != nil && x.NextMarker != nil {
+		return *x.NextMarker
+	}
+	return ""
+}
+
+func (x *ListAliasesResponse) GetAliases() []*AliasConfiguration {
+	if x != nil {
+		return x.Aliases
+	}
+	return nil
+}
+
+type UpdateAliasRequest struct {
+	state           protoimpl.MessageState     `protogen:"open.v1"`
+	FunctionName    *string                    `protobuf:"bytes,1,opt,name=function_name,json=FunctionName,proto3,oneof" json:"function_name,omitempty"`
+	Name            *string                    `protobuf:"bytes,2,opt,name=name,json=Name,proto3,oneof" json:"name,omitempty"`
+	FunctionVersion *string                    `protobuf:"bytes,3,opt,name=function_version,json=FunctionVersion,proto3,oneof" json:"function_version,omitempty"`
+	Description     *string                    `protobuf:"bytes,4,opt,name=description,json=Description,proto3,oneof" json:"description,omitempty"`
+	RoutingConfig   *AliasRoutingConfiguration `protobuf:"bytes,5,opt,name=routing_config,json=RoutingConfig,proto3" json:"routing_config,omitempty"`
+	RevisionId      *string                    `protobuf:"bytes,6,opt,name=revision_id,json=RevisionId,proto3,oneof" json:"revision_id,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
+}
+
+func (x *UpdateAliasRequest) Reset() {
+	*x = UpdateAliasRequest{}
+	mi := &file_doze_v1_api_proto_msgTypes[47]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UpdateAliasRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UpdateAliasRequest) ProtoMessage() {}
+
+func (x *UpdateAliasRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_doze_v1_api_proto_msgTypes[47]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UpdateAliasRequest.ProtoReflect.Descriptor instead.
+func (*UpdateAliasRequest) Descriptor() ([]byte, []int) {
+	return file_doze_v1_api_proto_rawDescGZIP(), []int{47}
+}
+
+func (x *UpdateAliasRequest) GetFunctionName() string {
+	if x != nil && x.FunctionName != nil {
+		return *x.FunctionName
+	}
+	return ""
+}
+
+func (x *UpdateAliasRequest) GetName() string {
+	if x != nil && x.Name != nil {
+		return *x.Name
+	}
+	return ""
+}
+
+func (x *UpdateAliasRequest) GetFunctionVersion() string {
+	if x != nil && x.FunctionVersion != nil {
+		return *x.FunctionVersion
+	}
+	return ""
+}
+
+func (x *UpdateAliasRequest) GetDescription() string {
+	if x != nil && x.Description != nil {
+		return *x.Description
+	}
+	return ""
+}
+
+func (x *UpdateAliasRequest) GetRoutingConfig() *AliasRoutingConfiguration {
+	if x != nil {
+		return x.RoutingConfig
+	}
+	return nil
+}
+
+func (x *UpdateAliasRequest) GetRevisionId() string {
+	if x != nil && x.RevisionId != nil {
+		return *x.RevisionId
+	}
+	return ""
+}
+
+type DeleteAliasRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	FunctionName  *string                `protobuf:"bytes,1,opt,name=function_name,json=FunctionName,proto3,oneof" json:"function_name,omitempty"`
+	Name          *string                `protobuf:"bytes,2,opt,name=name,json=Name,proto3,oneof" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeleteAliasRequest) Reset() {
+	*x = DeleteAliasRequest{}
+	mi := &file_doze_v1_api_proto_msgTypes[48]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteAliasRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteAliasRequest) ProtoMessage() {}
+
+func (x *DeleteAliasRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_doze_v1_api_proto_msgTypes[48]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteAliasRequest.ProtoReflect.Descriptor instead.
+func (*DeleteAliasRequest) Descriptor() ([]byte, []int) {
+	return file_doze_v1_api_proto_rawDescGZIP(), []int{48}
+}
+
+func (x *DeleteAliasRequest) GetFunctionName() string {
+	if x != nil && x.FunctionName != nil {
+		return *x.FunctionName
+	}
+	return ""
+}
+
+func (x *DeleteAliasRequest) GetName() string {
+	if x != nil && x.Name != nil {
+		return *x.Name
+	}
+	return ""
+}
+
+type DeleteAliasResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeleteAliasResponse) Reset() {
+	*x = DeleteAliasResponse{}
+	mi := &file_doze_v1_api_proto_msgTypes[49]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteAliasResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteAliasResponse) ProtoMessage() {}
+
+func (x *DeleteAliasResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_doze_v1_api_proto_msgTypes[49]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteAliasResponse.ProtoReflect.Descriptor instead.
+func (*DeleteAliasResponse) Descriptor() ([]byte, []int) {
+	return file_doze_v1_api_proto_rawDescGZIP(), []int{49}
+}
+
 type ListVersionsByFunctionRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	FunctionName  *string                `protobuf:"bytes,1,opt,name=function_name,json=FunctionName,proto3,oneof" json:"function_name,omitempty"`
@@ -3121,7 +3670,7 @@ type ListVersionsByFunctionRequest struct {
 
 func (x *ListVersionsByFunctionRequest) Reset() {
 	*x = ListVersionsByFunctionRequest{}
-	mi := &file_doze_v1_api_proto_msgTypes[41]
+	mi := &file_doze_v1_api_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3133,7 +3682,7 @@ func (x *ListVersionsByFunctionRequest) String() string {
 func (*ListVersionsByFunctionRequest) ProtoMessage() {}
 
 func (x *ListVersionsByFunctionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_doze_v1_api_proto_msgTypes[41]
+	mi := &file_doze_v1_api_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3146,7 +3695,7 @@ func (x *ListVersionsByFunctionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListVersionsByFunctionRequest.ProtoReflect.Descriptor instead.
 func (*ListVersionsByFunctionRequest) Descriptor() ([]byte, []int) {
-	return file_doze_v1_api_proto_rawDescGZIP(), []int{41}
+	return file_doze_v1_api_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *ListVersionsByFunctionRequest) GetFunctionName() string {
@@ -3180,7 +3729,7 @@ type ListVersionsByFunctionResponse struct {
 
 func (x *ListVersionsByFunctionResponse) Reset() {
 	*x = ListVersionsByFunctionResponse{}
-	mi := &file_doze_v1_api_proto_msgTypes[42]
+	mi := &file_doze_v1_api_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3192,7 +3741,7 @@ func (x *ListVersionsByFunctionResponse) String() string {
 func (*ListVersionsByFunctionResponse) ProtoMessage() {}
 
 func (x *ListVersionsByFunctionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_doze_v1_api_proto_msgTypes[42]
+	mi := &file_doze_v1_api_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3205,7 +3754,7 @@ func (x *ListVersionsByFunctionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListVersionsByFunctionResponse.ProtoReflect.Descriptor instead.
 func (*ListVersionsByFunctionResponse) Descriptor() ([]byte, []int) {
-	return file_doze_v1_api_proto_rawDescGZIP(), []int{42}
+	return file_doze_v1_api_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *ListVersionsByFunctionResponse) GetNextMarker() string {
@@ -3231,7 +3780,7 @@ type GetFunctionCodeSigningConfigRequest struct {
 
 func (x *GetFunctionCodeSigningConfigRequest) Reset() {
 	*x = GetFunctionCodeSigningConfigRequest{}
-	mi := &file_doze_v1_api_proto_msgTypes[43]
+	mi := &file_doze_v1_api_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3243,7 +3792,7 @@ func (x *GetFunctionCodeSigningConfigRequest) String() string {
 func (*GetFunctionCodeSigningConfigRequest) ProtoMessage() {}
 
 func (x *GetFunctionCodeSigningConfigRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_doze_v1_api_proto_msgTypes[43]
+	mi := &file_doze_v1_api_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3256,7 +3805,7 @@ func (x *GetFunctionCodeSigningConfigRequest) ProtoReflect() protoreflect.Messag
 
 // Deprecated: Use GetFunctionCodeSigningConfigRequest.ProtoReflect.Descriptor instead.
 func (*GetFunctionCodeSigningConfigRequest) Descriptor() ([]byte, []int) {
-	return file_doze_v1_api_proto_rawDescGZIP(), []int{43}
+	return file_doze_v1_api_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *GetFunctionCodeSigningConfigRequest) GetFunctionName() string {
@@ -3276,7 +3825,7 @@ type GetFunctionCodeSigningConfigResponse struct {
 
 func (x *GetFunctionCodeSigningConfigResponse) Reset() {
 	*x = GetFunctionCodeSigningConfigResponse{}
-	mi := &file_doze_v1_api_proto_msgTypes[44]
+	mi := &file_doze_v1_api_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3288,7 +3837,7 @@ func (x *GetFunctionCodeSigningConfigResponse) String() string {
 func (*GetFunctionCodeSigningConfigResponse) ProtoMessage() {}
 
 func (x *GetFunctionCodeSigningConfigResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_doze_v1_api_proto_msgTypes[44]
+	mi := &file_doze_v1_api_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3301,7 +3850,7 @@ func (x *GetFunctionCodeSigningConfigResponse) ProtoReflect() protoreflect.Messa
 
 // Deprecated: Use GetFunctionCodeSigningConfigResponse.ProtoReflect.Descriptor instead.
 func (*GetFunctionCodeSigningConfigResponse) Descriptor() ([]byte, []int) {
-	return file_doze_v1_api_proto_rawDescGZIP(), []int{44}
+	return file_doze_v1_api_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *GetFunctionCodeSigningConfigResponse) GetCodeSigningConfigArn() string {
@@ -3328,7 +3877,7 @@ type PutFunctionConcurrencyRequest struct {
 
 func (x *PutFunctionConcurrencyRequest) Reset() {
 	*x = PutFunctionConcurrencyRequest{}
-	mi := &file_doze_v1_api_proto_msgTypes[45]
+	mi := &file_doze_v1_api_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3340,7 +3889,7 @@ func (x *PutFunctionConcurrencyRequest) String() string {
 func (*PutFunctionConcurrencyRequest) ProtoMessage() {}
 
 func (x *PutFunctionConcurrencyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_doze_v1_api_proto_msgTypes[45]
+	mi := &file_doze_v1_api_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3353,7 +3902,7 @@ func (x *PutFunctionConcurrencyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutFunctionConcurrencyRequest.ProtoReflect.Descriptor instead.
 func (*PutFunctionConcurrencyRequest) Descriptor() ([]byte, []int) {
-	return file_doze_v1_api_proto_rawDescGZIP(), []int{45}
+	return file_doze_v1_api_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *PutFunctionConcurrencyRequest) GetFunctionName() string {
@@ -3379,7 +3928,7 @@ type GetFunctionConcurrencyRequest struct {
 
 func (x *GetFunctionConcurrencyRequest) Reset() {
 	*x = GetFunctionConcurrencyRequest{}
-	mi := &file_doze_v1_api_proto_msgTypes[46]
+	mi := &file_doze_v1_api_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3391,7 +3940,7 @@ func (x *GetFunctionConcurrencyRequest) String() string {
 func (*GetFunctionConcurrencyRequest) ProtoMessage() {}
 
 func (x *GetFunctionConcurrencyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_doze_v1_api_proto_msgTypes[46]
+	mi := &file_doze_v1_api_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3404,7 +3953,7 @@ func (x *GetFunctionConcurrencyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetFunctionConcurrencyRequest.ProtoReflect.Descriptor instead.
 func (*GetFunctionConcurrencyRequest) Descriptor() ([]byte, []int) {
-	return file_doze_v1_api_proto_rawDescGZIP(), []int{46}
+	return file_doze_v1_api_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *GetFunctionConcurrencyRequest) GetFunctionName() string {
@@ -3423,7 +3972,7 @@ type GetFunctionConcurrencyResponse struct {
 
 func (x *GetFunctionConcurrencyResponse) Reset() {
 	*x = GetFunctionConcurrencyResponse{}
-	mi := &file_doze_v1_api_proto_msgTypes[47]
+	mi := &file_doze_v1_api_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3435,7 +3984,7 @@ func (x *GetFunctionConcurrencyResponse) String() string {
 func (*GetFunctionConcurrencyResponse) ProtoMessage() {}
 
 func (x *GetFunctionConcurrencyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_doze_v1_api_proto_msgTypes[47]
+	mi := &file_doze_v1_api_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3448,7 +3997,7 @@ func (x *GetFunctionConcurrencyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetFunctionConcurrencyResponse.ProtoReflect.Descriptor instead.
 func (*GetFunctionConcurrencyResponse) Descriptor() ([]byte, []int) {
-	return file_doze_v1_api_proto_rawDescGZIP(), []int{47}
+	return file_doze_v1_api_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *GetFunctionConcurrencyResponse) GetReservedConcurrentExecutions() int32 {
@@ -3467,7 +4016,7 @@ type DeleteFunctionConcurrencyRequest struct {
 
 func (x *DeleteFunctionConcurrencyRequest) Reset() {
 	*x = DeleteFunctionConcurrencyRequest{}
-	mi := &file_doze_v1_api_proto_msgTypes[48]
+	mi := &file_doze_v1_api_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3479,7 +4028,7 @@ func (x *DeleteFunctionConcurrencyRequest) String() string {
 func (*DeleteFunctionConcurrencyRequest) ProtoMessage() {}
 
 func (x *DeleteFunctionConcurrencyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_doze_v1_api_proto_msgTypes[48]
+	mi := &file_doze_v1_api_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3492,7 +4041,7 @@ func (x *DeleteFunctionConcurrencyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteFunctionConcurrencyRequest.ProtoReflect.Descriptor instead.
 func (*DeleteFunctionConcurrencyRequest) Descriptor() ([]byte, []int) {
-	return file_doze_v1_api_proto_rawDescGZIP(), []int{48}
+	return file_doze_v1_api_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *DeleteFunctionConcurrencyRequest) GetFunctionName() string {
@@ -3510,7 +4059,7 @@ type DeleteFunctionConcurrencyResponse struct {
 
 func (x *DeleteFunctionConcurrencyResponse) Reset() {
 	*x = DeleteFunctionConcurrencyResponse{}
-	mi := &file_doze_v1_api_proto_msgTypes[49]
+	mi := &file_doze_v1_api_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3522,7 +4071,7 @@ func (x *DeleteFunctionConcurrencyResponse) String() string {
 func (*DeleteFunctionConcurrencyResponse) ProtoMessage() {}
 
 func (x *DeleteFunctionConcurrencyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_doze_v1_api_proto_msgTypes[49]
+	mi := &file_doze_v1_api_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3535,7 +4084,7 @@ func (x *DeleteFunctionConcurrencyResponse) ProtoReflect() protoreflect.Message 
 
 // Deprecated: Use DeleteFunctionConcurrencyResponse.ProtoReflect.Descriptor instead.
 func (*DeleteFunctionConcurrencyResponse) Descriptor() ([]byte, []int) {
-	return file_doze_v1_api_proto_rawDescGZIP(), []int{49}
+	return file_doze_v1_api_proto_rawDescGZIP(), []int{58}
 }
 
 type AddPermissionRequest struct {
@@ -3558,7 +4107,7 @@ type AddPermissionRequest struct {
 
 func (x *AddPermissionRequest) Reset() {
 	*x = AddPermissionRequest{}
-	mi := &file_doze_v1_api_proto_msgTypes[50]
+	mi := &file_doze_v1_api_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3570,7 +4119,7 @@ func (x *AddPermissionRequest) String() string {
 func (*AddPermissionRequest) ProtoMessage() {}
 
 func (x *AddPermissionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_doze_v1_api_proto_msgTypes[50]
+	mi := &file_doze_v1_api_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3583,7 +4132,7 @@ func (x *AddPermissionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddPermissionRequest.ProtoReflect.Descriptor instead.
 func (*AddPermissionRequest) Descriptor() ([]byte, []int) {
-	return file_doze_v1_api_proto_rawDescGZIP(), []int{50}
+	return file_doze_v1_api_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *AddPermissionRequest) GetFunctionName() string {
@@ -3679,7 +4228,7 @@ type AddPermissionResponse struct {
 
 func (x *AddPermissionResponse) Reset() {
 	*x = AddPermissionResponse{}
-	mi := &file_doze_v1_api_proto_msgTypes[51]
+	mi := &file_doze_v1_api_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3691,7 +4240,7 @@ func (x *AddPermissionResponse) String() string {
 func (*AddPermissionResponse) ProtoMessage() {}
 
 func (x *AddPermissionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_doze_v1_api_proto_msgTypes[51]
+	mi := &file_doze_v1_api_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3704,7 +4253,7 @@ func (x *AddPermissionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddPermissionResponse.ProtoReflect.Descriptor instead.
 func (*AddPermissionResponse) Descriptor() ([]byte, []int) {
-	return file_doze_v1_api_proto_rawDescGZIP(), []int{51}
+	return file_doze_v1_api_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *AddPermissionResponse) GetStatement() string {
@@ -3724,7 +4273,7 @@ type GetPolicyRequest struct {
 
 func (x *GetPolicyRequest) Reset() {
 	*x = GetPolicyRequest{}
-	mi := &file_doze_v1_api_proto_msgTypes[52]
+	mi := &file_doze_v1_api_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3736,7 +4285,7 @@ func (x *GetPolicyRequest) String() string {
 func (*GetPolicyRequest) ProtoMessage() {}
 
 func (x *GetPolicyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_doze_v1_api_proto_msgTypes[52]
+	mi := &file_doze_v1_api_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3749,7 +4298,7 @@ func (x *GetPolicyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetPolicyRequest.ProtoReflect.Descriptor instead.
 func (*GetPolicyRequest) Descriptor() ([]byte, []int) {
-	return file_doze_v1_api_proto_rawDescGZIP(), []int{52}
+	return file_doze_v1_api_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *GetPolicyRequest) GetFunctionName() string {
@@ -3776,7 +4325,7 @@ type GetPolicyResponse struct {
 
 func (x *GetPolicyResponse) Reset() {
 	*x = GetPolicyResponse{}
-	mi := &file_doze_v1_api_proto_msgTypes[53]
+	mi := &file_doze_v1_api_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3788,7 +4337,7 @@ func (x *GetPolicyResponse) String() string {
 func (*GetPolicyResponse) ProtoMessage() {}
 
 func (x *GetPolicyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_doze_v1_api_proto_msgTypes[53]
+	mi := &file_doze_v1_api_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3801,7 +4350,7 @@ func (x *GetPolicyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetPolicyResponse.ProtoReflect.Descriptor instead.
 func (*GetPolicyResponse) Descriptor() ([]byte, []int) {
-	return file_doze_v1_api_proto_rawDescGZIP(), []int{53}
+	return file_doze_v1_api_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *GetPolicyResponse) GetPolicy() string {
@@ -3830,7 +4379,7 @@ type RemovePermissionRequest struct {
 
 func (x *RemovePermissionRequest) Reset() {
 	*x = RemovePermissionRequest{}
-	mi := &file_doze_v1_api_proto_msgTypes[54]
+	mi := &file_doze_v1_api_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3842,7 +4391,7 @@ func (x *RemovePermissionRequest) String() string {
 func (*RemovePermissionRequest) ProtoMessage() {}
 
 func (x *RemovePermissionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_doze_v1_api_proto_msgTypes[54]
+	mi := &file_doze_v1_api_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3855,7 +4404,7 @@ func (x *RemovePermissionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemovePermissionRequest.ProtoReflect.Descriptor instead.
 func (*RemovePermissionRequest) Descriptor() ([]byte, []int) {
-	return file_doze_v1_api_proto_rawDescGZIP(), []int{54}
+	return file_doze_v1_api_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *RemovePermissionRequest) GetFunctionName() string {
@@ -3894,7 +4443,7 @@ type RemovePermissionResponse struct {
 
 func (x *RemovePermissionResponse) Reset() {
 	*x = RemovePermissionResponse{}
-	mi := &file_doze_v1_api_proto_msgTypes[55]
+	mi := &file_doze_v1_api_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3906,7 +4455,7 @@ func (x *RemovePermissionResponse) String() string {
 func (*RemovePermissionResponse) ProtoMessage() {}
 
 func (x *RemovePermissionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_doze_v1_api_proto_msgTypes[55]
+	mi := &file_doze_v1_api_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3919,7 +4468,7 @@ func (x *RemovePermissionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemovePermissionResponse.ProtoReflect.Descriptor instead.
 func (*RemovePermissionResponse) Descriptor() ([]byte, []int) {
-	return file_doze_v1_api_proto_rawDescGZIP(), []int{55}
+	return file_doze_v1_api_proto_rawDescGZIP(), []int{64}
 }
 
 type TagResourceRequest struct {
@@ -3932,7 +4481,7 @@ type TagResourceRequest struct {
 
 func (x *TagResourceRequest) Reset() {
 	*x = TagResourceRequest{}
-	mi := &file_doze_v1_api_proto_msgTypes[56]
+	mi := &file_doze_v1_api_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3944,7 +4493,7 @@ func (x *TagResourceRequest) String() string {
 func (*TagResourceRequest) ProtoMessage() {}
 
 func (x *TagResourceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_doze_v1_api_proto_msgTypes[56]
+	mi := &file_doze_v1_api_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3957,7 +4506,7 @@ func (x *TagResourceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TagResourceRequest.ProtoReflect.Descriptor instead.
 func (*TagResourceRequest) Descriptor() ([]byte, []int) {
-	return file_doze_v1_api_proto_rawDescGZIP(), []int{56}
+	return file_doze_v1_api_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *TagResourceRequest) GetResource() string {
@@ -3982,7 +4531,7 @@ type TagResourceResponse struct {
 
 func (x *TagResourceResponse) Reset() {
 	*x = TagResourceResponse{}
-	mi := &file_doze_v1_api_proto_msgTypes[57]
+	mi := &file_doze_v1_api_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3994,7 +4543,7 @@ func (x *TagResourceResponse) String() string {
 func (*TagResourceResponse) ProtoMessage() {}
 
 func (x *TagResourceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_doze_v1_api_proto_msgTypes[57]
+	mi := &file_doze_v1_api_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4007,7 +4556,7 @@ func (x *TagResourceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TagResourceResponse.ProtoReflect.Descriptor instead.
 func (*TagResourceResponse) Descriptor() ([]byte, []int) {
-	return file_doze_v1_api_proto_rawDescGZIP(), []int{57}
+	return file_doze_v1_api_proto_rawDescGZIP(), []int{66}
 }
 
 type UntagResourceRequest struct {
@@ -4020,7 +4569,7 @@ type UntagResourceRequest struct {
 
 func (x *UntagResourceRequest) Reset() {
 	*x = UntagResourceRequest{}
-	mi := &file_doze_v1_api_proto_msgTypes[58]
+	mi := &file_doze_v1_api_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4032,7 +4581,7 @@ func (x *UntagResourceRequest) String() string {
 func (*UntagResourceRequest) ProtoMessage() {}
 
 func (x *UntagResourceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_doze_v1_api_proto_msgTypes[58]
+	mi := &file_doze_v1_api_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4045,7 +4594,7 @@ func (x *UntagResourceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UntagResourceRequest.ProtoReflect.Descriptor instead.
 func (*UntagResourceRequest) Descriptor() ([]byte, []int) {
-	return file_doze_v1_api_proto_rawDescGZIP(), []int{58}
+	return file_doze_v1_api_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *UntagResourceRequest) GetResource() string {
@@ -4070,7 +4619,7 @@ type UntagResourceResponse struct {
 
 func (x *UntagResourceResponse) Reset() {
 	*x = UntagResourceResponse{}
-	mi := &file_doze_v1_api_proto_msgTypes[59]
+	mi := &file_doze_v1_api_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4082,7 +4631,7 @@ func (x *UntagResourceResponse) String() string {
 func (*UntagResourceResponse) ProtoMessage() {}
 
 func (x *UntagResourceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_doze_v1_api_proto_msgTypes[59]
+	mi := &file_doze_v1_api_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4095,7 +4644,7 @@ func (x *UntagResourceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UntagResourceResponse.ProtoReflect.Descriptor instead.
 func (*UntagResourceResponse) Descriptor() ([]byte, []int) {
-	return file_doze_v1_api_proto_rawDescGZIP(), []int{59}
+	return file_doze_v1_api_proto_rawDescGZIP(), []int{68}
 }
 
 type ListTagsRequest struct {
@@ -4107,7 +4656,7 @@ type ListTagsRequest struct {
 
 func (x *ListTagsRequest) Reset() {
 	*x = ListTagsRequest{}
-	mi := &file_doze_v1_api_proto_msgTypes[60]
+	mi := &file_doze_v1_api_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4119,7 +4668,7 @@ func (x *ListTagsRequest) String() string {
 func (*ListTagsRequest) ProtoMessage() {}
 
 func (x *ListTagsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_doze_v1_api_proto_msgTypes[60]
+	mi := &file_doze_v1_api_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4132,7 +4681,7 @@ func (x *ListTagsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTagsRequest.ProtoReflect.Descriptor instead.
 func (*ListTagsRequest) Descriptor() ([]byte, []int) {
-	return file_doze_v1_api_proto_rawDescGZIP(), []int{60}
+	return file_doze_v1_api_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *ListTagsRequest) GetResource() string {
@@ -4151,7 +4700,7 @@ type ListTagsResponse struct {
 
 func (x *ListTagsResponse) Reset() {
 	*x = ListTagsResponse{}
-	mi := &file_doze_v1_api_proto_msgTypes[61]
+	mi := &file_doze_v1_api_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4163,7 +4712,7 @@ func (x *ListTagsResponse) String() string {
 func (*ListTagsResponse) ProtoMessage() {}
 
 func (x *ListTagsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_doze_v1_api_proto_msgTypes[61]
+	mi := &file_doze_v1_api_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4176,7 +4725,7 @@ func (x *ListTagsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTagsResponse.ProtoReflect.Descriptor instead.
 func (*ListTagsResponse) Descriptor() ([]byte, []int) {
-	return file_doze_v1_api_proto_rawDescGZIP(), []int{61}
+	return file_doze_v1_api_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *ListTagsResponse) GetTags() map[string]string {
@@ -4194,7 +4743,7 @@ type GetAccountSettingsRequest struct {
 
 func (x *GetAccountSettingsRequest) Reset() {
 	*x = GetAccountSettingsRequest{}
-	mi := &file_doze_v1_api_proto_msgTypes[62]
+	mi := &file_doze_v1_api_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4206,7 +4755,7 @@ func (x *GetAccountSettingsRequest) String() string {
 func (*GetAccountSettingsRequest) ProtoMessage() {}
 
 func (x *GetAccountSettingsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_doze_v1_api_proto_msgTypes[62]
+	mi := &file_doze_v1_api_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4219,7 +4768,7 @@ func (x *GetAccountSettingsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetAccountSettingsRequest.ProtoReflect.Descriptor instead.
 func (*GetAccountSettingsRequest) Descriptor() ([]byte, []int) {
-	return file_doze_v1_api_proto_rawDescGZIP(), []int{62}
+	return file_doze_v1_api_proto_rawDescGZIP(), []int{71}
 }
 
 type AccountLimit struct {
@@ -4235,7 +4784,7 @@ type AccountLimit struct {
 
 func (x *AccountLimit) Reset() {
 	*x = AccountLimit{}
-	mi := &file_doze_v1_api_proto_msgTypes[63]
+	mi := &file_doze_v1_api_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4247,7 +4796,7 @@ func (x *AccountLimit) String() string {
 func (*AccountLimit) ProtoMessage() {}
 
 func (x *AccountLimit) ProtoReflect() protoreflect.Message {
-	mi := &file_doze_v1_api_proto_msgTypes[63]
+	mi := &file_doze_v1_api_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4260,7 +4809,7 @@ func (x *AccountLimit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AccountLimit.ProtoReflect.Descriptor instead.
 func (*AccountLimit) Descriptor() ([]byte, []int) {
-	return file_doze_v1_api_proto_rawDescGZIP(), []int{63}
+	return file_doze_v1_api_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *AccountLimit) GetTotalCodeSize() int64 {
@@ -4308,7 +4857,7 @@ type AccountUsage struct {
 
 func (x *AccountUsage) Reset() {
 	*x = AccountUsage{}
-	mi := &file_doze_v1_api_proto_msgTypes[64]
+	mi := &file_doze_v1_api_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4320,7 +4869,7 @@ func (x *AccountUsage) String() string {
 func (*AccountUsage) ProtoMessage() {}
 
 func (x *AccountUsage) ProtoReflect() protoreflect.Message {
-	mi := &file_doze_v1_api_proto_msgTypes[64]
+	mi := &file_doze_v1_api_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4333,7 +4882,7 @@ func (x *AccountUsage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AccountUsage.ProtoReflect.Descriptor instead.
 func (*AccountUsage) Descriptor() ([]byte, []int) {
-	return file_doze_v1_api_proto_rawDescGZIP(), []int{64}
+	return file_doze_v1_api_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *AccountUsage) GetTotalCodeSize() int64 {
@@ -4360,7 +4909,7 @@ type GetAccountSettingsResponse struct {
 
 func (x *GetAccountSettingsResponse) Reset() {
 	*x = GetAccountSettingsResponse{}
-	mi := &file_doze_v1_api_proto_msgTypes[65]
+	mi := &file_doze_v1_api_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4372,7 +4921,7 @@ func (x *GetAccountSettingsResponse) String() string {
 func (*GetAccountSettingsResponse) ProtoMessage() {}
 
 func (x *GetAccountSettingsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_doze_v1_api_proto_msgTypes[65]
+	mi := &file_doze_v1_api_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4385,7 +4934,7 @@ func (x *GetAccountSettingsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetAccountSettingsResponse.ProtoReflect.Descriptor instead.
 func (*GetAccountSettingsResponse) Descriptor() ([]byte, []int) {
-	return file_doze_v1_api_proto_rawDescGZIP(), []int{65}
+	return file_doze_v1_api_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *GetAccountSettingsResponse) GetAccountLimit() *AccountLimit {
@@ -4412,7 +4961,7 @@ type LayerVersionArnList struct {
 
 func (x *LayerVersionArnList) Reset() {
 	*x = LayerVersionArnList{}
-	mi := &file_doze_v1_api_proto_msgTypes[66]
+	mi := &file_doze_v1_api_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4424,7 +4973,7 @@ func (x *LayerVersionArnList) String() string {
 func (*LayerVersionArnList) ProtoMessage() {}
 
 func (x *LayerVersionArnList) ProtoReflect() protoreflect.Message {
-	mi := &file_doze_v1_api_proto_msgTypes[66]
+	mi := &file_doze_v1_api_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4437,7 +4986,7 @@ func (x *LayerVersionArnList) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LayerVersionArnList.ProtoReflect.Descriptor instead.
 func (*LayerVersionArnList) Descriptor() ([]byte, []int) {
-	return file_doze_v1_api_proto_rawDescGZIP(), []int{66}
+	return file_doze_v1_api_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *LayerVersionArnList) GetItems() []string {
@@ -4457,7 +5006,7 @@ type FileSystemConfigList struct {
 
 func (x *FileSystemConfigList) Reset() {
 	*x = FileSystemConfigList{}
-	mi := &file_doze_v1_api_proto_msgTypes[67]
+	mi := &file_doze_v1_api_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4469,7 +5018,7 @@ func (x *FileSystemConfigList) String() string {
 func (*FileSystemConfigList) ProtoMessage() {}
 
 func (x *FileSystemConfigList) ProtoReflect() protoreflect.Message {
-	mi := &file_doze_v1_api_proto_msgTypes[67]
+	mi := &file_doze_v1_api_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4482,7 +5031,7 @@ func (x *FileSystemConfigList) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FileSystemConfigList.ProtoReflect.Descriptor instead.
 func (*FileSystemConfigList) Descriptor() ([]byte, []int) {
-	return file_doze_v1_api_proto_rawDescGZIP(), []int{67}
+	return file_doze_v1_api_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *FileSystemConfigList) GetItems() []*FileSystemConfig {
@@ -4513,7 +5062,7 @@ type ErrorDetail struct {
 
 func (x *ErrorDetail) Reset() {
 	*x = ErrorDetail{}
-	mi := &file_doze_v1_api_proto_msgTypes[68]
+	mi := &file_doze_v1_api_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4525,7 +5074,7 @@ func (x *ErrorDetail) String() string {
 func (*ErrorDetail) ProtoMessage() {}
 
 func (x *ErrorDetail) ProtoReflect() protoreflect.Message {
-	mi := &file_doze_v1_api_proto_msgTypes[68]
+	mi := &file_doze_v1_api_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4538,7 +5087,7 @@ func (x *ErrorDetail) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ErrorDetail.ProtoReflect.Descriptor instead.
 func (*ErrorDetail) Descriptor() ([]byte, []int) {
-	return file_doze_v1_api_proto_rawDescGZIP(), []int{68}
+	return file_doze_v1_api_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *ErrorDetail) GetCode() string {
@@ -4598,7 +5147,7 @@ type InstancesRequest struct {
 
 func (x *InstancesRequest) Reset() {
 	*x = InstancesRequest{}
-	mi := &file_doze_v1_api_proto_msgTypes[69]
+	mi := &file_doze_v1_api_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4610,7 +5159,7 @@ func (x *InstancesRequest) String() string {
 func (*InstancesRequest) ProtoMessage() {}
 
 func (x *InstancesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_doze_v1_api_proto_msgTypes[69]
+	mi := &file_doze_v1_api_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4623,7 +5172,7 @@ func (x *InstancesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InstancesRequest.ProtoReflect.Descriptor instead.
 func (*InstancesRequest) Descriptor() ([]byte, []int) {
-	return file_doze_v1_api_proto_rawDescGZIP(), []int{69}
+	return file_doze_v1_api_proto_rawDescGZIP(), []int{78}
 }
 
 type InstancesResponse struct {
@@ -4635,7 +5184,7 @@ type InstancesResponse struct {
 
 func (x *InstancesResponse) Reset() {
 	*x = InstancesResponse{}
-	mi := &file_doze_v1_api_proto_msgTypes[70]
+	mi := &file_doze_v1_api_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4647,7 +5196,7 @@ func (x *InstancesResponse) String() string {
 func (*InstancesResponse) ProtoMessage() {}
 
 func (x *InstancesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_doze_v1_api_proto_msgTypes[70]
+	mi := &file_doze_v1_api_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4660,7 +5209,7 @@ func (x *InstancesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InstancesResponse.ProtoReflect.Descriptor instead.
 func (*InstancesResponse) Descriptor() ([]byte, []int) {
-	return file_doze_v1_api_proto_rawDescGZIP(), []int{70}
+	return file_doze_v1_api_proto_rawDescGZIP(), []int{79}
 }
 
 func (x *InstancesResponse) GetInstances() []*Instance {
@@ -4696,7 +5245,7 @@ type Instance struct {
 
 func (x *Instance) Reset() {
 	*x = Instance{}
-	mi := &file_doze_v1_api_proto_msgTypes[71]
+	mi := &file_doze_v1_api_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4708,7 +5257,7 @@ func (x *Instance) String() string {
 func (*Instance) ProtoMessage() {}
 
 func (x *Instance) ProtoReflect() protoreflect.Message {
-	mi := &file_doze_v1_api_proto_msgTypes[71]
+	mi := &file_doze_v1_api_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4721,7 +5270,7 @@ func (x *Instance) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Instance.ProtoReflect.Descriptor instead.
 func (*Instance) Descriptor() ([]byte, []int) {
-	return file_doze_v1_api_proto_rawDescGZIP(), []int{71}
+	return file_doze_v1_api_proto_rawDescGZIP(), []int{80}
 }
 
 func (x *Instance) GetId() string {
@@ -4802,7 +5351,7 @@ type RuntimesRequest struct {
 
 func (x *RuntimesRequest) Reset() {
 	*x = RuntimesRequest{}
-	mi := &file_doze_v1_api_proto_msgTypes[72]
+	mi := &file_doze_v1_api_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4814,7 +5363,7 @@ func (x *RuntimesRequest) String() string {
 func (*RuntimesRequest) ProtoMessage() {}
 
 func (x *RuntimesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_doze_v1_api_proto_msgTypes[72]
+	mi := &file_doze_v1_api_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4827,7 +5376,7 @@ func (x *RuntimesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RuntimesRequest.ProtoReflect.Descriptor instead.
 func (*RuntimesRequest) Descriptor() ([]byte, []int) {
-	return file_doze_v1_api_proto_rawDescGZIP(), []int{72}
+	return file_doze_v1_api_proto_rawDescGZIP(), []int{81}
 }
 
 type RuntimesResponse struct {
@@ -4839,7 +5388,7 @@ type RuntimesResponse struct {
 
 func (x *RuntimesResponse) Reset() {
 	*x = RuntimesResponse{}
-	mi := &file_doze_v1_api_proto_msgTypes[73]
+	mi := &file_doze_v1_api_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4851,7 +5400,7 @@ func (x *RuntimesResponse) String() string {
 func (*RuntimesResponse) ProtoMessage() {}
 
 func (x *RuntimesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_doze_v1_api_proto_msgTypes[73]
+	mi := &file_doze_v1_api_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4864,7 +5413,7 @@ func (x *RuntimesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RuntimesResponse.ProtoReflect.Descriptor instead.
 func (*RuntimesResponse) Descriptor() ([]byte, []int) {
-	return file_doze_v1_api_proto_rawDescGZIP(), []int{73}
+	return file_doze_v1_api_proto_rawDescGZIP(), []int{82}
 }
 
 func (x *RuntimesResponse) GetRuntimes() []*Runtime {
@@ -4884,7 +5433,7 @@ type GetBillRequest struct {
 
 func (x *GetBillRequest) Reset() {
 	*x = GetBillRequest{}
-	mi := &file_doze_v1_api_proto_msgTypes[74]
+	mi := &file_doze_v1_api_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4896,7 +5445,7 @@ func (x *GetBillRequest) String() string {
 func (*GetBillRequest) ProtoMessage() {}
 
 func (x *GetBillRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_doze_v1_api_proto_msgTypes[74]
+	mi := &file_doze_v1_api_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4909,7 +5458,7 @@ func (x *GetBillRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetBillRequest.ProtoReflect.Descriptor instead.
 func (*GetBillRequest) Descriptor() ([]byte, []int) {
-	return file_doze_v1_api_proto_rawDescGZIP(), []int{74}
+	return file_doze_v1_api_proto_rawDescGZIP(), []int{83}
 }
 
 func (x *GetBillRequest) GetMonth() string {
@@ -4933,7 +5482,7 @@ type Bill struct {
 
 func (x *Bill) Reset() {
 	*x = Bill{}
-	mi := &file_doze_v1_api_proto_msgTypes[75]
+	mi := &file_doze_v1_api_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4945,7 +5494,7 @@ func (x *Bill) String() string {
 func (*Bill) ProtoMessage() {}
 
 func (x *Bill) ProtoReflect() protoreflect.Message {
-	mi := &file_doze_v1_api_proto_msgTypes[75]
+	mi := &file_doze_v1_api_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4958,7 +5507,7 @@ func (x *Bill) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Bill.ProtoReflect.Descriptor instead.
 func (*Bill) Descriptor() ([]byte, []int) {
-	return file_doze_v1_api_proto_rawDescGZIP(), []int{75}
+	return file_doze_v1_api_proto_rawDescGZIP(), []int{84}
 }
 
 func (x *Bill) GetMonth() string {
@@ -5007,7 +5556,7 @@ type FunctionBill struct {
 
 func (x *FunctionBill) Reset() {
 	*x = FunctionBill{}
-	mi := &file_doze_v1_api_proto_msgTypes[76]
+	mi := &file_doze_v1_api_proto_msgTypes[85]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5019,7 +5568,7 @@ func (x *FunctionBill) String() string {
 func (*FunctionBill) ProtoMessage() {}
 
 func (x *FunctionBill) ProtoReflect() protoreflect.Message {
-	mi := &file_doze_v1_api_proto_msgTypes[76]
+	mi := &file_doze_v1_api_proto_msgTypes[85]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5032,7 +5581,7 @@ func (x *FunctionBill) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FunctionBill.ProtoReflect.Descriptor instead.
 func (*FunctionBill) Descriptor() ([]byte, []int) {
-	return file_doze_v1_api_proto_rawDescGZIP(), []int{76}
+	return file_doze_v1_api_proto_rawDescGZIP(), []int{85}
 }
 
 func (x *FunctionBill) GetFunction() string {
@@ -5092,7 +5641,7 @@ type GetStatusRequest struct {
 
 func (x *GetStatusRequest) Reset() {
 	*x = GetStatusRequest{}
-	mi := &file_doze_v1_api_proto_msgTypes[77]
+	mi := &file_doze_v1_api_proto_msgTypes[86]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5104,7 +5653,7 @@ func (x *GetStatusRequest) String() string {
 func (*GetStatusRequest) ProtoMessage() {}
 
 func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_doze_v1_api_proto_msgTypes[77]
+	mi := &file_doze_v1_api_proto_msgTypes[86]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5117,7 +5666,7 @@ func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatusRequest.ProtoReflect.Descriptor instead.
 func (*GetStatusRequest) Descriptor() ([]byte, []int) {
-	return file_doze_v1_api_proto_rawDescGZIP(), []int{77}
+	return file_doze_v1_api_proto_rawDescGZIP(), []int{86}
 }
 
 // Status is how the platform is.
@@ -5139,7 +5688,7 @@ type Status struct {
 
 func (x *Status) Reset() {
 	*x = Status{}
-	mi := &file_doze_v1_api_proto_msgTypes[78]
+	mi := &file_doze_v1_api_proto_msgTypes[87]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5151,7 +5700,7 @@ func (x *Status) String() string {
 func (*Status) ProtoMessage() {}
 
 func (x *Status) ProtoReflect() protoreflect.Message {
-	mi := &file_doze_v1_api_proto_msgTypes[78]
+	mi := &file_doze_v1_api_proto_msgTypes[87]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5164,7 +5713,7 @@ func (x *Status) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Status.ProtoReflect.Descriptor instead.
 func (*Status) Descriptor() ([]byte, []int) {
-	return file_doze_v1_api_proto_rawDescGZIP(), []int{78}
+	return file_doze_v1_api_proto_rawDescGZIP(), []int{87}
 }
 
 func (x *Status) GetVersion() string {
@@ -5245,7 +5794,7 @@ type WorkerStatus struct {
 
 func (x *WorkerStatus) Reset() {
 	*x = WorkerStatus{}
-	mi := &file_doze_v1_api_proto_msgTypes[79]
+	mi := &file_doze_v1_api_proto_msgTypes[88]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5257,7 +5806,7 @@ func (x *WorkerStatus) String() string {
 func (*WorkerStatus) ProtoMessage() {}
 
 func (x *WorkerStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_doze_v1_api_proto_msgTypes[79]
+	mi := &file_doze_v1_api_proto_msgTypes[88]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5270,7 +5819,7 @@ func (x *WorkerStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WorkerStatus.ProtoReflect.Descriptor instead.
 func (*WorkerStatus) Descriptor() ([]byte, []int) {
-	return file_doze_v1_api_proto_rawDescGZIP(), []int{79}
+	return file_doze_v1_api_proto_rawDescGZIP(), []int{88}
 }
 
 func (x *WorkerStatus) GetId() string {
@@ -5350,7 +5899,7 @@ type TailLogsRequest struct {
 
 func (x *TailLogsRequest) Reset() {
 	*x = TailLogsRequest{}
-	mi := &file_doze_v1_api_proto_msgTypes[80]
+	mi := &file_doze_v1_api_proto_msgTypes[89]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5362,7 +5911,7 @@ func (x *TailLogsRequest) String() string {
 func (*TailLogsRequest) ProtoMessage() {}
 
 func (x *TailLogsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_doze_v1_api_proto_msgTypes[80]
+	mi := &file_doze_v1_api_proto_msgTypes[89]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5375,7 +5924,7 @@ func (x *TailLogsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TailLogsRequest.ProtoReflect.Descriptor instead.
 func (*TailLogsRequest) Descriptor() ([]byte, []int) {
-	return file_doze_v1_api_proto_rawDescGZIP(), []int{80}
+	return file_doze_v1_api_proto_rawDescGZIP(), []int{89}
 }
 
 func (x *TailLogsRequest) GetFunctionName() string {
@@ -5412,7 +5961,7 @@ type LogRecord struct {
 
 func (x *LogRecord) Reset() {
 	*x = LogRecord{}
-	mi := &file_doze_v1_api_proto_msgTypes[81]
+	mi := &file_doze_v1_api_proto_msgTypes[90]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5424,7 +5973,7 @@ func (x *LogRecord) String() string {
 func (*LogRecord) ProtoMessage() {}
 
 func (x *LogRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_doze_v1_api_proto_msgTypes[81]
+	mi := &file_doze_v1_api_proto_msgTypes[90]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5437,7 +5986,7 @@ func (x *LogRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogRecord.ProtoReflect.Descriptor instead.
 func (*LogRecord) Descriptor() ([]byte, []int) {
-	return file_doze_v1_api_proto_rawDescGZIP(), []int{81}
+	return file_doze_v1_api_proto_rawDescGZIP(), []int{90}
 }
 
 func (x *LogRecord) GetAtMs() int64 {
@@ -5937,7 +6486,85 @@ const file_doze_v1_api_proto_rawDesc = "" +
 	"\f_code_sha256B\x0e\n" +
 	"\f_descriptionB\x0e\n" +
 	"\f_revision_idB\r\n" +
-	"\v_publish_to\"\xd1\x01\n" +
+	"\v_publish_to\"\xf1\x01\n" +
+	"\x19AliasRoutingConfiguration\x12\x86\x01\n" +
+	"\x1aadditional_version_weights\x18\x01 \x03(\v2@.doze.v1.AliasRoutingConfiguration.AdditionalVersionWeightsEntryB\x06\xa2\xb8\x19\x02\bFR\x18AdditionalVersionWeights\x1aK\n" +
+	"\x1dAdditionalVersionWeightsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\x01R\x05value:\x028\x01\"\xe3\x02\n" +
+	"\x12AliasConfiguration\x12 \n" +
+	"\talias_arn\x18\x01 \x01(\tH\x00R\bAliasArn\x88\x01\x01\x12\x17\n" +
+	"\x04name\x18\x02 \x01(\tH\x01R\x04Name\x88\x01\x01\x12.\n" +
+	"\x10function_version\x18\x03 \x01(\tH\x02R\x0fFunctionVersion\x88\x01\x01\x12%\n" +
+	"\vdescription\x18\x04 \x01(\tH\x03R\vDescription\x88\x01\x01\x12I\n" +
+	"\x0erouting_config\x18\x05 \x01(\v2\".doze.v1.AliasRoutingConfigurationR\rRoutingConfig\x12$\n" +
+	"\vrevision_id\x18\x06 \x01(\tH\x04R\n" +
+	"RevisionId\x88\x01\x01B\f\n" +
+	"\n" +
+	"_alias_arnB\a\n" +
+	"\x05_nameB\x13\n" +
+	"\x11_function_versionB\x0e\n" +
+	"\f_descriptionB\x0e\n" +
+	"\f_revision_id\"\xe1\x02\n" +
+	"\x12CreateAliasRequest\x124\n" +
+	"\rfunction_name\x18\x01 \x01(\tB\n" +
+	"\xa2\xb8\x19\x06\b\x01\x10\x01 \x01H\x00R\fFunctionName\x88\x01\x01\x12!\n" +
+	"\x04name\x18\x02 \x01(\tB\b\xa2\xb8\x19\x04\bB\x10\x01H\x01R\x04Name\x88\x01\x01\x128\n" +
+	"\x10function_version\x18\x03 \x01(\tB\b\xa2\xb8\x19\x04\bC\x10\x01H\x02R\x0fFunctionVersion\x88\x01\x01\x12-\n" +
+	"\vdescription\x18\x04 \x01(\tB\x06\xa2\xb8\x19\x02\b\n" +
+	"H\x03R\vDescription\x88\x01\x01\x12I\n" +
+	"\x0erouting_config\x18\x05 \x01(\v2\".doze.v1.AliasRoutingConfigurationR\rRoutingConfigB\x10\n" +
+	"\x0e_function_nameB\a\n" +
+	"\x05_nameB\x13\n" +
+	"\x11_function_versionB\x0e\n" +
+	"\f_description\"\x87\x01\n" +
+	"\x0fGetAliasRequest\x124\n" +
+	"\rfunction_name\x18\x01 \x01(\tB\n" +
+	"\xa2\xb8\x19\x06\b\x01\x10\x01 \x01H\x00R\fFunctionName\x88\x01\x01\x12#\n" +
+	"\x04name\x18\x02 \x01(\tB\n" +
+	"\xa2\xb8\x19\x06\bB\x10\x01 \x01H\x01R\x04Name\x88\x01\x01B\x10\n" +
+	"\x0e_function_nameB\a\n" +
+	"\x05_name\"\x95\x02\n" +
+	"\x12ListAliasesRequest\x124\n" +
+	"\rfunction_name\x18\x01 \x01(\tB\n" +
+	"\xa2\xb8\x19\x06\b\x01\x10\x01 \x01H\x00R\fFunctionName\x88\x01\x01\x128\n" +
+	"\x10function_version\x18\x02 \x01(\tB\b\xa2\xb8\x19\x04\bC \x02H\x01R\x0fFunctionVersion\x88\x01\x01\x12#\n" +
+	"\x06marker\x18\x03 \x01(\tB\x06\xa2\xb8\x19\x02 \x02H\x02R\x06Marker\x88\x01\x01\x12*\n" +
+	"\tmax_items\x18\x04 \x01(\x05B\b\xa2\xb8\x19\x04\b0 \x02H\x03R\bMaxItems\x88\x01\x01B\x10\n" +
+	"\x0e_function_nameB\x13\n" +
+	"\x11_function_versionB\t\n" +
+	"\a_markerB\f\n" +
+	"\n" +
+	"_max_items\"\x8a\x01\n" +
+	"\x13ListAliasesResponse\x12$\n" +
+	"\vnext_marker\x18\x01 \x01(\tH\x00R\n" +
+	"NextMarker\x88\x01\x01\x12=\n" +
+	"\aaliases\x18\x02 \x03(\v2\x1b.doze.v1.AliasConfigurationB\x06\xa2\xb8\x19\x02\x18\x01R\aAliasesB\x0e\n" +
+	"\f_next_marker\"\x97\x03\n" +
+	"\x12UpdateAliasRequest\x124\n" +
+	"\rfunction_name\x18\x01 \x01(\tB\n" +
+	"\xa2\xb8\x19\x06\b\x01\x10\x01 \x01H\x00R\fFunctionName\x88\x01\x01\x12#\n" +
+	"\x04name\x18\x02 \x01(\tB\n" +
+	"\xa2\xb8\x19\x06\bB\x10\x01 \x01H\x01R\x04Name\x88\x01\x01\x126\n" +
+	"\x10function_version\x18\x03 \x01(\tB\x06\xa2\xb8\x19\x02\bCH\x02R\x0fFunctionVersion\x88\x01\x01\x12-\n" +
+	"\vdescription\x18\x04 \x01(\tB\x06\xa2\xb8\x19\x02\b\n" +
+	"H\x03R\vDescription\x88\x01\x01\x12I\n" +
+	"\x0erouting_config\x18\x05 \x01(\v2\".doze.v1.AliasRoutingConfigurationR\rRoutingConfig\x12$\n" +
+	"\vrevision_id\x18\x06 \x01(\tH\x04R\n" +
+	"RevisionId\x88\x01\x01B\x10\n" +
+	"\x0e_function_nameB\a\n" +
+	"\x05_nameB\x13\n" +
+	"\x11_function_versionB\x0e\n" +
+	"\f_descriptionB\x0e\n" +
+	"\f_revision_id\"\x8a\x01\n" +
+	"\x12DeleteAliasRequest\x124\n" +
+	"\rfunction_name\x18\x01 \x01(\tB\n" +
+	"\xa2\xb8\x19\x06\b\x01\x10\x01 \x01H\x00R\fFunctionName\x88\x01\x01\x12#\n" +
+	"\x04name\x18\x02 \x01(\tB\n" +
+	"\xa2\xb8\x19\x06\bB\x10\x01 \x01H\x01R\x04Name\x88\x01\x01B\x10\n" +
+	"\x0e_function_nameB\a\n" +
+	"\x05_name\"\x15\n" +
+	"\x13DeleteAliasResponse\"\xd1\x01\n" +
 	"\x1dListVersionsByFunctionRequest\x124\n" +
 	"\rfunction_name\x18\x01 \x01(\tB\n" +
 	"\xa2\xb8\x19\x06\b,\x10\x01 \x01H\x00R\fFunctionName\x88\x01\x01\x12#\n" +
@@ -6167,7 +6794,7 @@ const file_doze_v1_api_proto_rawDesc = "" +
 	"\tLogRecord\x12\x13\n" +
 	"\x05at_ms\x18\x01 \x01(\x03R\x04atMs\x12\x16\n" +
 	"\x06stream\x18\x02 \x01(\tR\x06stream\x12\x18\n" +
-	"\amessage\x18\x03 \x01(\tR\amessage2\xe5\x1a\n" +
+	"\amessage\x18\x03 \x01(\tR\amessage2\x8d \n" +
 	"\x06Lambda\x12y\n" +
 	"\x0eCreateFunction\x12\x1e.doze.v1.CreateFunctionRequest\x1a\x1e.doze.v1.FunctionConfiguration\"'\xba\xb8\x19\x03\b\xc9\x01\x82\xd3\xe4\x93\x02\x1a:\x01*\"\x15/2015-03-31/functions\x12w\n" +
 	"\vGetFunction\x12\x1b.doze.v1.GetFunctionRequest\x1a\x1c.doze.v1.GetFunctionResponse\"-\x82\xd3\xe4\x93\x02'\x12%/2015-03-31/functions/{function_name}\x12\xa1\x01\n" +
@@ -6178,7 +6805,12 @@ const file_doze_v1_api_proto_rawDesc = "" +
 	"\x0eDeleteFunction\x12\x1e.doze.v1.DeleteFunctionRequest\x1a\x1f.doze.v1.DeleteFunctionResponse\"4\xba\xb8\x19\x03\b\xcc\x01\x82\xd3\xe4\x93\x02'*%/2015-03-31/functions/{function_name}\x129\n" +
 	"\x06Invoke\x12\x16.doze.v1.InvokeRequest\x1a\x17.doze.v1.InvokeResponse\x12\x92\x01\n" +
 	"\x0ePublishVersion\x12\x1e.doze.v1.PublishVersionRequest\x1a\x1e.doze.v1.FunctionConfiguration\"@\xba\xb8\x19\x03\b\xc9\x01\x82\xd3\xe4\x93\x023:\x01*\"./2015-03-31/functions/{function_name}/versions\x12\xa1\x01\n" +
-	"\x16ListVersionsByFunction\x12&.doze.v1.ListVersionsByFunctionRequest\x1a'.doze.v1.ListVersionsByFunctionResponse\"6\x82\xd3\xe4\x93\x020\x12./2015-03-31/functions/{function_name}/versions\x12\xbe\x01\n" +
+	"\x16ListVersionsByFunction\x12&.doze.v1.ListVersionsByFunctionRequest\x1a'.doze.v1.ListVersionsByFunctionResponse\"6\x82\xd3\xe4\x93\x020\x12./2015-03-31/functions/{function_name}/versions\x12\x88\x01\n" +
+	"\vCreateAlias\x12\x1b.doze.v1.CreateAliasRequest\x1a\x1b.doze.v1.AliasConfiguration\"?\xba\xb8\x19\x03\b\xc9\x01\x82\xd3\xe4\x93\x022:\x01*\"-/2015-03-31/functions/{function_name}/aliases\x12\x7f\n" +
+	"\bGetAlias\x12\x18.doze.v1.GetAliasRequest\x1a\x1b.doze.v1.AliasConfiguration\"<\x82\xd3\xe4\x93\x026\x124/2015-03-31/functions/{function_name}/aliases/{name}\x12\x7f\n" +
+	"\vListAliases\x12\x1b.doze.v1.ListAliasesRequest\x1a\x1c.doze.v1.ListAliasesResponse\"5\x82\xd3\xe4\x93\x02/\x12-/2015-03-31/functions/{function_name}/aliases\x12\x88\x01\n" +
+	"\vUpdateAlias\x12\x1b.doze.v1.UpdateAliasRequest\x1a\x1b.doze.v1.AliasConfiguration\"?\x82\xd3\xe4\x93\x029:\x01*\x1a4/2015-03-31/functions/{function_name}/aliases/{name}\x12\x8d\x01\n" +
+	"\vDeleteAlias\x12\x1b.doze.v1.DeleteAliasRequest\x1a\x1c.doze.v1.DeleteAliasResponse\"C\xba\xb8\x19\x03\b\xcc\x01\x82\xd3\xe4\x93\x026*4/2015-03-31/functions/{function_name}/aliases/{name}\x12\xbe\x01\n" +
 	"\x1cGetFunctionCodeSigningConfig\x12,.doze.v1.GetFunctionCodeSigningConfigRequest\x1a-.doze.v1.GetFunctionCodeSigningConfigResponse\"A\x82\xd3\xe4\x93\x02;\x129/2020-06-30/functions/{function_name}/code-signing-config\x12\x94\x01\n" +
 	"\x16PutFunctionConcurrency\x12&.doze.v1.PutFunctionConcurrencyRequest\x1a\x14.doze.v1.Concurrency\"<\x82\xd3\xe4\x93\x026:\x01*\x1a1/2017-10-31/functions/{function_name}/concurrency\x12\xa4\x01\n" +
 	"\x16GetFunctionConcurrency\x12&.doze.v1.GetFunctionConcurrencyRequest\x1a'.doze.v1.GetFunctionConcurrencyResponse\"9\x82\xd3\xe4\x93\x023\x121/2019-09-30/functions/{function_name}/concurrency\x12\xb4\x01\n" +
@@ -6208,7 +6840,7 @@ func file_doze_v1_api_proto_rawDescGZIP() []byte {
 	return file_doze_v1_api_proto_rawDescData
 }
 
-var file_doze_v1_api_proto_msgTypes = make([]protoimpl.MessageInfo, 88)
+var file_doze_v1_api_proto_msgTypes = make([]protoimpl.MessageInfo, 98)
 var file_doze_v1_api_proto_goTypes = []any{
 	(*FunctionCode)(nil),     // 0: doze.v1.FunctionCode
 	(*VpcConfig)(nil),        // 1: doze.v1.VpcConfig
@@ -6251,178 +6883,203 @@ var file_doze_v1_api_proto_goTypes = []any{
 	(*InvokeRequest)(nil),                                // 38: doze.v1.InvokeRequest
 	(*InvokeResponse)(nil),                               // 39: doze.v1.InvokeResponse
 	(*PublishVersionRequest)(nil),                        // 40: doze.v1.PublishVersionRequest
-	(*ListVersionsByFunctionRequest)(nil),                // 41: doze.v1.ListVersionsByFunctionRequest
-	(*ListVersionsByFunctionResponse)(nil),               // 42: doze.v1.ListVersionsByFunctionResponse
-	(*GetFunctionCodeSigningConfigRequest)(nil),          // 43: doze.v1.GetFunctionCodeSigningConfigRequest
-	(*GetFunctionCodeSigningConfigResponse)(nil),         // 44: doze.v1.GetFunctionCodeSigningConfigResponse
-	(*PutFunctionConcurrencyRequest)(nil),                // 45: doze.v1.PutFunctionConcurrencyRequest
-	(*GetFunctionConcurrencyRequest)(nil),                // 46: doze.v1.GetFunctionConcurrencyRequest
-	(*GetFunctionConcurrencyResponse)(nil),               // 47: doze.v1.GetFunctionConcurrencyResponse
-	(*DeleteFunctionConcurrencyRequest)(nil),             // 48: doze.v1.DeleteFunctionConcurrencyRequest
-	(*DeleteFunctionConcurrencyResponse)(nil),            // 49: doze.v1.DeleteFunctionConcurrencyResponse
-	(*AddPermissionRequest)(nil),                         // 50: doze.v1.AddPermissionRequest
-	(*AddPermissionResponse)(nil),                        // 51: doze.v1.AddPermissionResponse
-	(*GetPolicyRequest)(nil),                             // 52: doze.v1.GetPolicyRequest
-	(*GetPolicyResponse)(nil),                            // 53: doze.v1.GetPolicyResponse
-	(*RemovePermissionRequest)(nil),                      // 54: doze.v1.RemovePermissionRequest
-	(*RemovePermissionResponse)(nil),                     // 55: doze.v1.RemovePermissionResponse
-	(*TagResourceRequest)(nil),                           // 56: doze.v1.TagResourceRequest
-	(*TagResourceResponse)(nil),                          // 57: doze.v1.TagResourceResponse
-	(*UntagResourceRequest)(nil),                         // 58: doze.v1.UntagResourceRequest
-	(*UntagResourceResponse)(nil),                        // 59: doze.v1.UntagResourceResponse
-	(*ListTagsRequest)(nil),                              // 60: doze.v1.ListTagsRequest
-	(*ListTagsResponse)(nil),                             // 61: doze.v1.ListTagsResponse
-	(*GetAccountSettingsRequest)(nil),                    // 62: doze.v1.GetAccountSettingsRequest
-	(*AccountLimit)(nil),                                 // 63: doze.v1.AccountLimit
-	(*AccountUsage)(nil),                                 // 64: doze.v1.AccountUsage
-	(*GetAccountSettingsResponse)(nil),                   // 65: doze.v1.GetAccountSettingsResponse
-	(*LayerVersionArnList)(nil),                          // 66: doze.v1.LayerVersionArnList
-	(*FileSystemConfigList)(nil),                         // 67: doze.v1.FileSystemConfigList
-	(*ErrorDetail)(nil),                                  // 68: doze.v1.ErrorDetail
-	(*InstancesRequest)(nil),                             // 69: doze.v1.InstancesRequest
-	(*InstancesResponse)(nil),                            // 70: doze.v1.InstancesResponse
-	(*Instance)(nil),                                     // 71: doze.v1.Instance
-	(*RuntimesRequest)(nil),                              // 72: doze.v1.RuntimesRequest
-	(*RuntimesResponse)(nil),                             // 73: doze.v1.RuntimesResponse
-	(*GetBillRequest)(nil),                               // 74: doze.v1.GetBillRequest
-	(*Bill)(nil),                                         // 75: doze.v1.Bill
-	(*FunctionBill)(nil),                                 // 76: doze.v1.FunctionBill
-	(*GetStatusRequest)(nil),                             // 77: doze.v1.GetStatusRequest
-	(*Status)(nil),                                       // 78: doze.v1.Status
-	(*WorkerStatus)(nil),                                 // 79: doze.v1.WorkerStatus
-	(*TailLogsRequest)(nil),                              // 80: doze.v1.TailLogsRequest
-	(*LogRecord)(nil),                                    // 81: doze.v1.LogRecord
-	nil,                                                  // 82: doze.v1.Environment.VariablesEntry
-	nil,                                                  // 83: doze.v1.CreateFunctionRequest.TagsEntry
-	nil,                                                  // 84: doze.v1.EnvironmentResponse.VariablesEntry
-	nil,                                                  // 85: doze.v1.GetFunctionResponse.TagsEntry
-	nil,                                                  // 86: doze.v1.TagResourceRequest.TagsEntry
-	nil,                                                  // 87: doze.v1.ListTagsResponse.TagsEntry
-	(*Runtime)(nil),                                      // 88: doze.v1.Runtime
-	(*ParkedStock)(nil),                                  // 89: doze.v1.ParkedStock
+	(*AliasRoutingConfiguration)(nil),                    // 41: doze.v1.AliasRoutingConfiguration
+	(*AliasConfiguration)(nil),                           // 42: doze.v1.AliasConfiguration
+	(*CreateAliasRequest)(nil),                           // 43: doze.v1.CreateAliasRequest
+	(*GetAliasRequest)(nil),                              // 44: doze.v1.GetAliasRequest
+	(*ListAliasesRequest)(nil),                           // 45: doze.v1.ListAliasesRequest
+	(*ListAliasesResponse)(nil),                          // 46: doze.v1.ListAliasesResponse
+	(*UpdateAliasRequest)(nil),                           // 47: doze.v1.UpdateAliasRequest
+	(*DeleteAliasRequest)(nil),                           // 48: doze.v1.DeleteAliasRequest
+	(*DeleteAliasResponse)(nil),                          // 49: doze.v1.DeleteAliasResponse
+	(*ListVersionsByFunctionRequest)(nil),                // 50: doze.v1.ListVersionsByFunctionRequest
+	(*ListVersionsByFunctionResponse)(nil),               // 51: doze.v1.ListVersionsByFunctionResponse
+	(*GetFunctionCodeSigningConfigRequest)(nil),          // 52: doze.v1.GetFunctionCodeSigningConfigRequest
+	(*GetFunctionCodeSigningConfigResponse)(nil),         // 53: doze.v1.GetFunctionCodeSigningConfigResponse
+	(*PutFunctionConcurrencyRequest)(nil),                // 54: doze.v1.PutFunctionConcurrencyRequest
+	(*GetFunctionConcurrencyRequest)(nil),                // 55: doze.v1.GetFunctionConcurrencyRequest
+	(*GetFunctionConcurrencyResponse)(nil),               // 56: doze.v1.GetFunctionConcurrencyResponse
+	(*DeleteFunctionConcurrencyRequest)(nil),             // 57: doze.v1.DeleteFunctionConcurrencyRequest
+	(*DeleteFunctionConcurrencyResponse)(nil),            // 58: doze.v1.DeleteFunctionConcurrencyResponse
+	(*AddPermissionRequest)(nil),                         // 59: doze.v1.AddPermissionRequest
+	(*AddPermissionResponse)(nil),                        // 60: doze.v1.AddPermissionResponse
+	(*GetPolicyRequest)(nil),                             // 61: doze.v1.GetPolicyRequest
+	(*GetPolicyResponse)(nil),                            // 62: doze.v1.GetPolicyResponse
+	(*RemovePermissionRequest)(nil),                      // 63: doze.v1.RemovePermissionRequest
+	(*RemovePermissionResponse)(nil),                     // 64: doze.v1.RemovePermissionResponse
+	(*TagResourceRequest)(nil),                           // 65: doze.v1.TagResourceRequest
+	(*TagResourceResponse)(nil),                          // 66: doze.v1.TagResourceResponse
+	(*UntagResourceRequest)(nil),                         // 67: doze.v1.UntagResourceRequest
+	(*UntagResourceResponse)(nil),                        // 68: doze.v1.UntagResourceResponse
+	(*ListTagsRequest)(nil),                              // 69: doze.v1.ListTagsRequest
+	(*ListTagsResponse)(nil),                             // 70: doze.v1.ListTagsResponse
+	(*GetAccountSettingsRequest)(nil),                    // 71: doze.v1.GetAccountSettingsRequest
+	(*AccountLimit)(nil),                                 // 72: doze.v1.AccountLimit
+	(*AccountUsage)(nil),                                 // 73: doze.v1.AccountUsage
+	(*GetAccountSettingsResponse)(nil),                   // 74: doze.v1.GetAccountSettingsResponse
+	(*LayerVersionArnList)(nil),                          // 75: doze.v1.LayerVersionArnList
+	(*FileSystemConfigList)(nil),                         // 76: doze.v1.FileSystemConfigList
+	(*ErrorDetail)(nil),                                  // 77: doze.v1.ErrorDetail
+	(*InstancesRequest)(nil),                             // 78: doze.v1.InstancesRequest
+	(*InstancesResponse)(nil),                            // 79: doze.v1.InstancesResponse
+	(*Instance)(nil),                                     // 80: doze.v1.Instance
+	(*RuntimesRequest)(nil),                              // 81: doze.v1.RuntimesRequest
+	(*RuntimesResponse)(nil),                             // 82: doze.v1.RuntimesResponse
+	(*GetBillRequest)(nil),                               // 83: doze.v1.GetBillRequest
+	(*Bill)(nil),                                         // 84: doze.v1.Bill
+	(*FunctionBill)(nil),                                 // 85: doze.v1.FunctionBill
+	(*GetStatusRequest)(nil),                             // 86: doze.v1.GetStatusRequest
+	(*Status)(nil),                                       // 87: doze.v1.Status
+	(*WorkerStatus)(nil),                                 // 88: doze.v1.WorkerStatus
+	(*TailLogsRequest)(nil),                              // 89: doze.v1.TailLogsRequest
+	(*LogRecord)(nil),                                    // 90: doze.v1.LogRecord
+	nil,                                                  // 91: doze.v1.Environment.VariablesEntry
+	nil,                                                  // 92: doze.v1.CreateFunctionRequest.TagsEntry
+	nil,                                                  // 93: doze.v1.EnvironmentResponse.VariablesEntry
+	nil,                                                  // 94: doze.v1.GetFunctionResponse.TagsEntry
+	nil,                                                  // 95: doze.v1.AliasRoutingConfiguration.AdditionalVersionWeightsEntry
+	nil,                                                  // 96: doze.v1.TagResourceRequest.TagsEntry
+	nil,                                                  // 97: doze.v1.ListTagsResponse.TagsEntry
+	(*Runtime)(nil),                                      // 98: doze.v1.Runtime
+	(*ParkedStock)(nil),                                  // 99: doze.v1.ParkedStock
 }
 var file_doze_v1_api_proto_depIdxs = []int32{
-	82, // 0: doze.v1.Environment.variables:type_name -> doze.v1.Environment.VariablesEntry
-	10, // 1: doze.v1.CapacityProviderConfig.lambda_managed_instances_capacity_provider_config:type_name -> doze.v1.LambdaManagedInstancesCapacityProviderConfig
-	0,  // 2: doze.v1.CreateFunctionRequest.code:type_name -> doze.v1.FunctionCode
-	1,  // 3: doze.v1.CreateFunctionRequest.vpc_config:type_name -> doze.v1.VpcConfig
-	2,  // 4: doze.v1.CreateFunctionRequest.dead_letter_config:type_name -> doze.v1.DeadLetterConfig
-	3,  // 5: doze.v1.CreateFunctionRequest.environment:type_name -> doze.v1.Environment
-	4,  // 6: doze.v1.CreateFunctionRequest.tracing_config:type_name -> doze.v1.TracingConfig
-	83, // 7: doze.v1.CreateFunctionRequest.tags:type_name -> doze.v1.CreateFunctionRequest.TagsEntry
-	5,  // 8: doze.v1.CreateFunctionRequest.file_system_configs:type_name -> doze.v1.FileSystemConfig
-	6,  // 9: doze.v1.CreateFunctionRequest.image_config:type_name -> doze.v1.ImageConfig
-	7,  // 10: doze.v1.CreateFunctionRequest.ephemeral_storage:type_name -> doze.v1.EphemeralStorage
-	8,  // 11: doze.v1.CreateFunctionRequest.snap_start:type_name -> doze.v1.SnapStart
-	9,  // 12: doze.v1.CreateFunctionRequest.logging_config:type_name -> doze.v1.LoggingConfig
-	11, // 13: doze.v1.CreateFunctionRequest.capacity_provider_config:type_name -> doze.v1.CapacityProviderConfig
-	12, // 14: doze.v1.CreateFunctionRequest.durable_config:type_name -> doze.v1.DurableConfig
-	13, // 15: doze.v1.CreateFunctionRequest.tenancy_config:type_name -> doze.v1.TenancyConfig
-	84, // 16: doze.v1.EnvironmentResponse.variables:type_name -> doze.v1.EnvironmentResponse.VariablesEntry
-	16, // 17: doze.v1.EnvironmentResponse.error:type_name -> doze.v1.EnvironmentError
-	6,  // 18: doze.v1.ImageConfigResponse.image_config:type_name -> doze.v1.ImageConfig
-	20, // 19: doze.v1.ImageConfigResponse.error:type_name -> doze.v1.ImageConfigError
-	23, // 20: doze.v1.RuntimeVersionConfig.error:type_name -> doze.v1.RuntimeVersionError
-	15, // 21: doze.v1.FunctionConfiguration.vpc_config:type_name -> doze.v1.VpcConfigResponse
-	2,  // 22: doze.v1.FunctionConfiguration.dead_letter_config:type_name -> doze.v1.DeadLetterConfig
-	17, // 23: doze.v1.FunctionConfiguration.environment:type_name -> doze.v1.EnvironmentResponse
-	18, // 24: doze.v1.FunctionConfiguration.tracing_config:type_name -> doze.v1.TracingConfigResponse
-	19, // 25: doze.v1.FunctionConfiguration.layers:type_name -> doze.v1.Layer
-	5,  // 26: doze.v1.FunctionConfiguration.file_system_configs:type_name -> doze.v1.FileSystemConfig
-	21, // 27: doze.v1.FunctionConfiguration.image_config_response:type_name -> doze.v1.ImageConfigResponse
-	7,  // 28: doze.v1.FunctionConfiguration.ephemeral_storage:type_name -> doze.v1.EphemeralStorage
-	22, // 29: doze.v1.FunctionConfiguration.snap_start:type_name -> doze.v1.SnapStartResponse
-	24, // 30: doze.v1.FunctionConfiguration.runtime_version_config:type_name -> doze.v1.RuntimeVersionConfig
-	9,  // 31: doze.v1.FunctionConfiguration.logging_config:type_name -> doze.v1.LoggingConfig
-	11, // 32: doze.v1.FunctionConfiguration.capacity_provider_config:type_name -> doze.v1.CapacityProviderConfig
-	12, // 33: doze.v1.FunctionConfiguration.durable_config:type_name -> doze.v1.DurableConfig
-	13, // 34: doze.v1.FunctionConfiguration.tenancy_config:type_name -> doze.v1.TenancyConfig
-	25, // 35: doze.v1.GetFunctionResponse.configuration:type_name -> doze.v1.FunctionConfiguration
-	27, // 36: doze.v1.GetFunctionResponse.code:type_name -> doze.v1.FunctionCodeLocation
-	85, // 37: doze.v1.GetFunctionResponse.tags:type_name -> doze.v1.GetFunctionResponse.TagsEntry
-	28, // 38: doze.v1.GetFunctionResponse.tags_error:type_name -> doze.v1.TagsError
-	29, // 39: doze.v1.GetFunctionResponse.concurrency:type_name -> doze.v1.Concurrency
-	25, // 40: doze.v1.ListFunctionsResponse.functions:type_name -> doze.v1.FunctionConfiguration
-	1,  // 41: doze.v1.UpdateFunctionConfigurationRequest.vpc_config:type_name -> doze.v1.VpcConfig
-	3,  // 42: doze.v1.UpdateFunctionConfigurationRequest.environment:type_name -> doze.v1.Environment
-	2,  // 43: doze.v1.UpdateFunctionConfigurationRequest.dead_letter_config:type_name -> doze.v1.DeadLetterConfig
-	4,  // 44: doze.v1.UpdateFunctionConfigurationRequest.tracing_config:type_name -> doze.v1.TracingConfig
-	66, // 45: doze.v1.UpdateFunctionConfigurationRequest.layers:type_name -> doze.v1.LayerVersionArnList
-	67, // 46: doze.v1.UpdateFunctionConfigurationRequest.file_system_configs:type_name -> doze.v1.FileSystemConfigList
-	6,  // 47: doze.v1.UpdateFunctionConfigurationRequest.image_config:type_name -> doze.v1.ImageConfig
-	7,  // 48: doze.v1.UpdateFunctionConfigurationRequest.ephemeral_storage:type_name -> doze.v1.EphemeralStorage
-	8,  // 49: doze.v1.UpdateFunctionConfigurationRequest.snap_start:type_name -> doze.v1.SnapStart
-	9,  // 50: doze.v1.UpdateFunctionConfigurationRequest.logging_config:type_name -> doze.v1.LoggingConfig
-	11, // 51: doze.v1.UpdateFunctionConfigurationRequest.capacity_provider_config:type_name -> doze.v1.CapacityProviderConfig
-	12, // 52: doze.v1.UpdateFunctionConfigurationRequest.durable_config:type_name -> doze.v1.DurableConfig
-	25, // 53: doze.v1.ListVersionsByFunctionResponse.versions:type_name -> doze.v1.FunctionConfiguration
-	86, // 54: doze.v1.TagResourceRequest.tags:type_name -> doze.v1.TagResourceRequest.TagsEntry
-	87, // 55: doze.v1.ListTagsResponse.tags:type_name -> doze.v1.ListTagsResponse.TagsEntry
-	63, // 56: doze.v1.GetAccountSettingsResponse.account_limit:type_name -> doze.v1.AccountLimit
-	64, // 57: doze.v1.GetAccountSettingsResponse.account_usage:type_name -> doze.v1.AccountUsage
-	5,  // 58: doze.v1.FileSystemConfigList.items:type_name -> doze.v1.FileSystemConfig
-	71, // 59: doze.v1.InstancesResponse.instances:type_name -> doze.v1.Instance
-	88, // 60: doze.v1.RuntimesResponse.runtimes:type_name -> doze.v1.Runtime
-	76, // 61: doze.v1.Bill.functions:type_name -> doze.v1.FunctionBill
-	79, // 62: doze.v1.Status.workers:type_name -> doze.v1.WorkerStatus
-	89, // 63: doze.v1.WorkerStatus.parked:type_name -> doze.v1.ParkedStock
-	14, // 64: doze.v1.Lambda.CreateFunction:input_type -> doze.v1.CreateFunctionRequest
-	26, // 65: doze.v1.Lambda.GetFunction:input_type -> doze.v1.GetFunctionRequest
-	31, // 66: doze.v1.Lambda.GetFunctionConfiguration:input_type -> doze.v1.GetFunctionConfigurationRequest
-	32, // 67: doze.v1.Lambda.ListFunctions:input_type -> doze.v1.ListFunctionsRequest
-	34, // 68: doze.v1.Lambda.UpdateFunctionCode:input_type -> doze.v1.UpdateFunctionCodeRequest
-	35, // 69: doze.v1.Lambda.UpdateFunctionConfiguration:input_type -> doze.v1.UpdateFunctionConfigurationRequest
-	36, // 70: doze.v1.Lambda.DeleteFunction:input_type -> doze.v1.DeleteFunctionRequest
-	38, // 71: doze.v1.Lambda.Invoke:input_type -> doze.v1.InvokeRequest
-	40, // 72: doze.v1.Lambda.PublishVersion:input_type -> doze.v1.PublishVersionRequest
-	41, // 73: doze.v1.Lambda.ListVersionsByFunction:input_type -> doze.v1.ListVersionsByFunctionRequest
-	43, // 74: doze.v1.Lambda.GetFunctionCodeSigningConfig:input_type -> doze.v1.GetFunctionCodeSigningConfigRequest
-	45, // 75: doze.v1.Lambda.PutFunctionConcurrency:input_type -> doze.v1.PutFunctionConcurrencyRequest
-	46, // 76: doze.v1.Lambda.GetFunctionConcurrency:input_type -> doze.v1.GetFunctionConcurrencyRequest
-	48, // 77: doze.v1.Lambda.DeleteFunctionConcurrency:input_type -> doze.v1.DeleteFunctionConcurrencyRequest
-	50, // 78: doze.v1.Lambda.AddPermission:input_type -> doze.v1.AddPermissionRequest
-	52, // 79: doze.v1.Lambda.GetPolicy:input_type -> doze.v1.GetPolicyRequest
-	54, // 80: doze.v1.Lambda.RemovePermission:input_type -> doze.v1.RemovePermissionRequest
-	56, // 81: doze.v1.Lambda.TagResource:input_type -> doze.v1.TagResourceRequest
-	58, // 82: doze.v1.Lambda.UntagResource:input_type -> doze.v1.UntagResourceRequest
-	60, // 83: doze.v1.Lambda.ListTags:input_type -> doze.v1.ListTagsRequest
-	62, // 84: doze.v1.Lambda.GetAccountSettings:input_type -> doze.v1.GetAccountSettingsRequest
-	69, // 85: doze.v1.Lambda.ListInstances:input_type -> doze.v1.InstancesRequest
-	72, // 86: doze.v1.Lambda.ListRuntimes:input_type -> doze.v1.RuntimesRequest
-	74, // 87: doze.v1.Lambda.GetBill:input_type -> doze.v1.GetBillRequest
-	77, // 88: doze.v1.Lambda.GetStatus:input_type -> doze.v1.GetStatusRequest
-	80, // 89: doze.v1.Lambda.TailLogs:input_type -> doze.v1.TailLogsRequest
-	25, // 90: doze.v1.Lambda.CreateFunction:output_type -> doze.v1.FunctionConfiguration
-	30, // 91: doze.v1.Lambda.GetFunction:output_type -> doze.v1.GetFunctionResponse
-	25, // 92: doze.v1.Lambda.GetFunctionConfiguration:output_type -> doze.v1.FunctionConfiguration
-	33, // 93: doze.v1.Lambda.ListFunctions:output_type -> doze.v1.ListFunctionsResponse
-	25, // 94: doze.v1.Lambda.UpdateFunctionCode:output_type -> doze.v1.FunctionConfiguration
-	25, // 95: doze.v1.Lambda.UpdateFunctionConfiguration:output_type -> doze.v1.FunctionConfiguration
-	37, // 96: doze.v1.Lambda.DeleteFunction:output_type -> doze.v1.DeleteFunctionResponse
-	39, // 97: doze.v1.Lambda.Invoke:output_type -> doze.v1.InvokeResponse
-	25, // 98: doze.v1.Lambda.PublishVersion:output_type -> doze.v1.FunctionConfiguration
-	42, // 99: doze.v1.Lambda.ListVersionsByFunction:output_type -> doze.v1.ListVersionsByFunctionResponse
-	44, // 100: doze.v1.Lambda.GetFunctionCodeSigningConfig:output_type -> doze.v1.GetFunctionCodeSigningConfigResponse
-	29, // 101: doze.v1.Lambda.PutFunctionConcurrency:output_type -> doze.v1.Concurrency
-	47, // 102: doze.v1.Lambda.GetFunctionConcurrency:output_type -> doze.v1.GetFunctionConcurrencyResponse
-	49, // 103: doze.v1.Lambda.DeleteFunctionConcurrency:output_type -> doze.v1.DeleteFunctionConcurrencyResponse
-	51, // 104: doze.v1.Lambda.AddPermission:output_type -> doze.v1.AddPermissionResponse
-	53, // 105: doze.v1.Lambda.GetPolicy:output_type -> doze.v1.GetPolicyResponse
-	55, // 106: doze.v1.Lambda.RemovePermission:output_type -> doze.v1.RemovePermissionResponse
-	57, // 107: doze.v1.Lambda.TagResource:output_type -> doze.v1.TagResourceResponse
-	59, // 108: doze.v1.Lambda.UntagResource:output_type -> doze.v1.UntagResourceResponse
-	61, // 109: doze.v1.Lambda.ListTags:output_type -> doze.v1.ListTagsResponse
-	65, // 110: doze.v1.Lambda.GetAccountSettings:output_type -> doze.v1.GetAccountSettingsResponse
-	70, // 111: doze.v1.Lambda.ListInstances:output_type -> doze.v1.InstancesResponse
-	73, // 112: doze.v1.Lambda.ListRuntimes:output_type -> doze.v1.RuntimesResponse
-	75, // 113: doze.v1.Lambda.GetBill:output_type -> doze.v1.Bill
-	78, // 114: doze.v1.Lambda.GetStatus:output_type -> doze.v1.Status
-	81, // 115: doze.v1.Lambda.TailLogs:output_type -> doze.v1.LogRecord
-	90, // [90:116] is the sub-list for method output_type
-	64, // [64:90] is the sub-list for method input_type
-	64, // [64:64] is the sub-list for extension type_name
-	64, // [64:64] is the sub-list for extension extendee
-	0,  // [0:64] is the sub-list for field type_name
+	91,  // 0: doze.v1.Environment.variables:type_name -> doze.v1.Environment.VariablesEntry
+	10,  // 1: doze.v1.CapacityProviderConfig.lambda_managed_instances_capacity_provider_config:type_name -> doze.v1.LambdaManagedInstancesCapacityProviderConfig
+	0,   // 2: doze.v1.CreateFunctionRequest.code:type_name -> doze.v1.FunctionCode
+	1,   // 3: doze.v1.CreateFunctionRequest.vpc_config:type_name -> doze.v1.VpcConfig
+	2,   // 4: doze.v1.CreateFunctionRequest.dead_letter_config:type_name -> doze.v1.DeadLetterConfig
+	3,   // 5: doze.v1.CreateFunctionRequest.environment:type_name -> doze.v1.Environment
+	4,   // 6: doze.v1.CreateFunctionRequest.tracing_config:type_name -> doze.v1.TracingConfig
+	92,  // 7: doze.v1.CreateFunctionRequest.tags:type_name -> doze.v1.CreateFunctionRequest.TagsEntry
+	5,   // 8: doze.v1.CreateFunctionRequest.file_system_configs:type_name -> doze.v1.FileSystemConfig
+	6,   // 9: doze.v1.CreateFunctionRequest.image_config:type_name -> doze.v1.ImageConfig
+	7,   // 10: doze.v1.CreateFunctionRequest.ephemeral_storage:type_name -> doze.v1.EphemeralStorage
+	8,   // 11: doze.v1.CreateFunctionRequest.snap_start:type_name -> doze.v1.SnapStart
+	9,   // 12: doze.v1.CreateFunctionRequest.logging_config:type_name -> doze.v1.LoggingConfig
+	11,  // 13: doze.v1.CreateFunctionRequest.capacity_provider_config:type_name -> doze.v1.CapacityProviderConfig
+	12,  // 14: doze.v1.CreateFunctionRequest.durable_config:type_name -> doze.v1.DurableConfig
+	13,  // 15: doze.v1.CreateFunctionRequest.tenancy_config:type_name -> doze.v1.TenancyConfig
+	93,  // 16: doze.v1.EnvironmentResponse.variables:type_name -> doze.v1.EnvironmentResponse.VariablesEntry
+	16,  // 17: doze.v1.EnvironmentResponse.error:type_name -> doze.v1.EnvironmentError
+	6,   // 18: doze.v1.ImageConfigResponse.image_config:type_name -> doze.v1.ImageConfig
+	20,  // 19: doze.v1.ImageConfigResponse.error:type_name -> doze.v1.ImageConfigError
+	23,  // 20: doze.v1.RuntimeVersionConfig.error:type_name -> doze.v1.RuntimeVersionError
+	15,  // 21: doze.v1.FunctionConfiguration.vpc_config:type_name -> doze.v1.VpcConfigResponse
+	2,   // 22: doze.v1.FunctionConfiguration.dead_letter_config:type_name -> doze.v1.DeadLetterConfig
+	17,  // 23: doze.v1.FunctionConfiguration.environment:type_name -> doze.v1.EnvironmentResponse
+	18,  // 24: doze.v1.FunctionConfiguration.tracing_config:type_name -> doze.v1.TracingConfigResponse
+	19,  // 25: doze.v1.FunctionConfiguration.layers:type_name -> doze.v1.Layer
+	5,   // 26: doze.v1.FunctionConfiguration.file_system_configs:type_name -> doze.v1.FileSystemConfig
+	21,  // 27: doze.v1.FunctionConfiguration.image_config_response:type_name -> doze.v1.ImageConfigResponse
+	7,   // 28: doze.v1.FunctionConfiguration.ephemeral_storage:type_name -> doze.v1.EphemeralStorage
+	22,  // 29: doze.v1.FunctionConfiguration.snap_start:type_name -> doze.v1.SnapStartResponse
+	24,  // 30: doze.v1.FunctionConfiguration.runtime_version_config:type_name -> doze.v1.RuntimeVersionConfig
+	9,   // 31: doze.v1.FunctionConfiguration.logging_config:type_name -> doze.v1.LoggingConfig
+	11,  // 32: doze.v1.FunctionConfiguration.capacity_provider_config:type_name -> doze.v1.CapacityProviderConfig
+	12,  // 33: doze.v1.FunctionConfiguration.durable_config:type_name -> doze.v1.DurableConfig
+	13,  // 34: doze.v1.FunctionConfiguration.tenancy_config:type_name -> doze.v1.TenancyConfig
+	25,  // 35: doze.v1.GetFunctionResponse.configuration:type_name -> doze.v1.FunctionConfiguration
+	27,  // 36: doze.v1.GetFunctionResponse.code:type_name -> doze.v1.FunctionCodeLocation
+	94,  // 37: doze.v1.GetFunctionResponse.tags:type_name -> doze.v1.GetFunctionResponse.TagsEntry
+	28,  // 38: doze.v1.GetFunctionResponse.tags_error:type_name -> doze.v1.TagsError
+	29,  // 39: doze.v1.GetFunctionResponse.concurrency:type_name -> doze.v1.Concurrency
+	25,  // 40: doze.v1.ListFunctionsResponse.functions:type_name -> doze.v1.FunctionConfiguration
+	1,   // 41: doze.v1.UpdateFunctionConfigurationRequest.vpc_config:type_name -> doze.v1.VpcConfig
+	3,   // 42: doze.v1.UpdateFunctionConfigurationRequest.environment:type_name -> doze.v1.Environment
+	2,   // 43: doze.v1.UpdateFunctionConfigurationRequest.dead_letter_config:type_name -> doze.v1.DeadLetterConfig
+	4,   // 44: doze.v1.UpdateFunctionConfigurationRequest.tracing_config:type_name -> doze.v1.TracingConfig
+	75,  // 45: doze.v1.UpdateFunctionConfigurationRequest.layers:type_name -> doze.v1.LayerVersionArnList
+	76,  // 46: doze.v1.UpdateFunctionConfigurationRequest.file_system_configs:type_name -> doze.v1.FileSystemConfigList
+	6,   // 47: doze.v1.UpdateFunctionConfigurationRequest.image_config:type_name -> doze.v1.ImageConfig
+	7,   // 48: doze.v1.UpdateFunctionConfigurationRequest.ephemeral_storage:type_name -> doze.v1.EphemeralStorage
+	8,   // 49: doze.v1.UpdateFunctionConfigurationRequest.snap_start:type_name -> doze.v1.SnapStart
+	9,   // 50: doze.v1.UpdateFunctionConfigurationRequest.logging_config:type_name -> doze.v1.LoggingConfig
+	11,  // 51: doze.v1.UpdateFunctionConfigurationRequest.capacity_provider_config:type_name -> doze.v1.CapacityProviderConfig
+	12,  // 52: doze.v1.UpdateFunctionConfigurationRequest.durable_config:type_name -> doze.v1.DurableConfig
+	95,  // 53: doze.v1.AliasRoutingConfiguration.additional_version_weights:type_name -> doze.v1.AliasRoutingConfiguration.AdditionalVersionWeightsEntry
+	41,  // 54: doze.v1.AliasConfiguration.routing_config:type_name -> doze.v1.AliasRoutingConfiguration
+	41,  // 55: doze.v1.CreateAliasRequest.routing_config:type_name -> doze.v1.AliasRoutingConfiguration
+	42,  // 56: doze.v1.ListAliasesResponse.aliases:type_name -> doze.v1.AliasConfiguration
+	41,  // 57: doze.v1.UpdateAliasRequest.routing_config:type_name -> doze.v1.AliasRoutingConfiguration
+	25,  // 58: doze.v1.ListVersionsByFunctionResponse.versions:type_name -> doze.v1.FunctionConfiguration
+	96,  // 59: doze.v1.TagResourceRequest.tags:type_name -> doze.v1.TagResourceRequest.TagsEntry
+	97,  // 60: doze.v1.ListTagsResponse.tags:type_name -> doze.v1.ListTagsResponse.TagsEntry
+	72,  // 61: doze.v1.GetAccountSettingsResponse.account_limit:type_name -> doze.v1.AccountLimit
+	73,  // 62: doze.v1.GetAccountSettingsResponse.account_usage:type_name -> doze.v1.AccountUsage
+	5,   // 63: doze.v1.FileSystemConfigList.items:type_name -> doze.v1.FileSystemConfig
+	80,  // 64: doze.v1.InstancesResponse.instances:type_name -> doze.v1.Instance
+	98,  // 65: doze.v1.RuntimesResponse.runtimes:type_name -> doze.v1.Runtime
+	85,  // 66: doze.v1.Bill.functions:type_name -> doze.v1.FunctionBill
+	88,  // 67: doze.v1.Status.workers:type_name -> doze.v1.WorkerStatus
+	99,  // 68: doze.v1.WorkerStatus.parked:type_name -> doze.v1.ParkedStock
+	14,  // 69: doze.v1.Lambda.CreateFunction:input_type -> doze.v1.CreateFunctionRequest
+	26,  // 70: doze.v1.Lambda.GetFunction:input_type -> doze.v1.GetFunctionRequest
+	31,  // 71: doze.v1.Lambda.GetFunctionConfiguration:input_type -> doze.v1.GetFunctionConfigurationRequest
+	32,  // 72: doze.v1.Lambda.ListFunctions:input_type -> doze.v1.ListFunctionsRequest
+	34,  // 73: doze.v1.Lambda.UpdateFunctionCode:input_type -> doze.v1.UpdateFunctionCodeRequest
+	35,  // 74: doze.v1.Lambda.UpdateFunctionConfiguration:input_type -> doze.v1.UpdateFunctionConfigurationRequest
+	36,  // 75: doze.v1.Lambda.DeleteFunction:input_type -> doze.v1.DeleteFunctionRequest
+	38,  // 76: doze.v1.Lambda.Invoke:input_type -> doze.v1.InvokeRequest
+	40,  // 77: doze.v1.Lambda.PublishVersion:input_type -> doze.v1.PublishVersionRequest
+	50,  // 78: doze.v1.Lambda.ListVersionsByFunction:input_type -> doze.v1.ListVersionsByFunctionRequest
+	43,  // 79: doze.v1.Lambda.CreateAlias:input_type -> doze.v1.CreateAliasRequest
+	44,  // 80: doze.v1.Lambda.GetAlias:input_type -> doze.v1.GetAliasRequest
+	45,  // 81: doze.v1.Lambda.ListAliases:input_type -> doze.v1.ListAliasesRequest
+	47,  // 82: doze.v1.Lambda.UpdateAlias:input_type -> doze.v1.UpdateAliasRequest
+	48,  // 83: doze.v1.Lambda.DeleteAlias:input_type -> doze.v1.DeleteAliasRequest
+	52,  // 84: doze.v1.Lambda.GetFunctionCodeSigningConfig:input_type -> doze.v1.GetFunctionCodeSigningConfigRequest
+	54,  // 85: doze.v1.Lambda.PutFunctionConcurrency:input_type -> doze.v1.PutFunctionConcurrencyRequest
+	55,  // 86: doze.v1.Lambda.GetFunctionConcurrency:input_type -> doze.v1.GetFunctionConcurrencyRequest
+	57,  // 87: doze.v1.Lambda.DeleteFunctionConcurrency:input_type -> doze.v1.DeleteFunctionConcurrencyRequest
+	59,  // 88: doze.v1.Lambda.AddPermission:input_type -> doze.v1.AddPermissionRequest
+	61,  // 89: doze.v1.Lambda.GetPolicy:input_type -> doze.v1.GetPolicyRequest
+	63,  // 90: doze.v1.Lambda.RemovePermission:input_type -> doze.v1.RemovePermissionRequest
+	65,  // 91: doze.v1.Lambda.TagResource:input_type -> doze.v1.TagResourceRequest
+	67,  // 92: doze.v1.Lambda.UntagResource:input_type -> doze.v1.UntagResourceRequest
+	69,  // 93: doze.v1.Lambda.ListTags:input_type -> doze.v1.ListTagsRequest
+	71,  // 94: doze.v1.Lambda.GetAccountSettings:input_type -> doze.v1.GetAccountSettingsRequest
+	78,  // 95: doze.v1.Lambda.ListInstances:input_type -> doze.v1.InstancesRequest
+	81,  // 96: doze.v1.Lambda.ListRuntimes:input_type -> doze.v1.RuntimesRequest
+	83,  // 97: doze.v1.Lambda.GetBill:input_type -> doze.v1.GetBillRequest
+	86,  // 98: doze.v1.Lambda.GetStatus:input_type -> doze.v1.GetStatusRequest
+	89,  // 99: doze.v1.Lambda.TailLogs:input_type -> doze.v1.TailLogsRequest
+	25,  // 100: doze.v1.Lambda.CreateFunction:output_type -> doze.v1.FunctionConfiguration
+	30,  // 101: doze.v1.Lambda.GetFunction:output_type -> doze.v1.GetFunctionResponse
+	25,  // 102: doze.v1.Lambda.GetFunctionConfiguration:output_type -> doze.v1.FunctionConfiguration
+	33,  // 103: doze.v1.Lambda.ListFunctions:output_type -> doze.v1.ListFunctionsResponse
+	25,  // 104: doze.v1.Lambda.UpdateFunctionCode:output_type -> doze.v1.FunctionConfiguration
+	25,  // 105: doze.v1.Lambda.UpdateFunctionConfiguration:output_type -> doze.v1.FunctionConfiguration
+	37,  // 106: doze.v1.Lambda.DeleteFunction:output_type -> doze.v1.DeleteFunctionResponse
+	39,  // 107: doze.v1.Lambda.Invoke:output_type -> doze.v1.InvokeResponse
+	25,  // 108: doze.v1.Lambda.PublishVersion:output_type -> doze.v1.FunctionConfiguration
+	51,  // 109: doze.v1.Lambda.ListVersionsByFunction:output_type -> doze.v1.ListVersionsByFunctionResponse
+	42,  // 110: doze.v1.Lambda.CreateAlias:output_type -> doze.v1.AliasConfiguration
+	42,  // 111: doze.v1.Lambda.GetAlias:output_type -> doze.v1.AliasConfiguration
+	46,  // 112: doze.v1.Lambda.ListAliases:output_type -> doze.v1.ListAliasesResponse
+	42,  // 113: doze.v1.Lambda.UpdateAlias:output_type -> doze.v1.AliasConfiguration
+	49,  // 114: doze.v1.Lambda.DeleteAlias:output_type -> doze.v1.DeleteAliasResponse
+	53,  // 115: doze.v1.Lambda.GetFunctionCodeSigningConfig:output_type -> doze.v1.GetFunctionCodeSigningConfigResponse
+	29,  // 116: doze.v1.Lambda.PutFunctionConcurrency:output_type -> doze.v1.Concurrency
+	56,  // 117: doze.v1.Lambda.GetFunctionConcurrency:output_type -> doze.v1.GetFunctionConcurrencyResponse
+	58,  // 118: doze.v1.Lambda.DeleteFunctionConcurrency:output_type -> doze.v1.DeleteFunctionConcurrencyResponse
+	60,  // 119: doze.v1.Lambda.AddPermission:output_type -> doze.v1.AddPermissionResponse
+	62,  // 120: doze.v1.Lambda.GetPolicy:output_type -> doze.v1.GetPolicyResponse
+	64,  // 121: doze.v1.Lambda.RemovePermission:output_type -> doze.v1.RemovePermissionResponse
+	66,  // 122: doze.v1.Lambda.TagResource:output_type -> doze.v1.TagResourceResponse
+	68,  // 123: doze.v1.Lambda.UntagResource:output_type -> doze.v1.UntagResourceResponse
+	70,  // 124: doze.v1.Lambda.ListTags:output_type -> doze.v1.ListTagsResponse
+	74,  // 125: doze.v1.Lambda.GetAccountSettings:output_type -> doze.v1.GetAccountSettingsResponse
+	79,  // 126: doze.v1.Lambda.ListInstances:output_type -> doze.v1.InstancesResponse
+	82,  // 127: doze.v1.Lambda.ListRuntimes:output_type -> doze.v1.RuntimesResponse
+	84,  // 128: doze.v1.Lambda.GetBill:output_type -> doze.v1.Bill
+	87,  // 129: doze.v1.Lambda.GetStatus:output_type -> doze.v1.Status
+	90,  // 130: doze.v1.Lambda.TailLogs:output_type -> doze.v1.LogRecord
+	100, // [100:131] is the sub-list for method output_type
+	69,  // [69:100] is the sub-list for method input_type
+	69,  // [69:69] is the sub-list for extension type_name
+	69,  // [69:69] is the sub-list for extension extendee
+	0,   // [0:69] is the sub-list for field type_name
 }
 
 func init() { file_doze_v1_api_proto_init() }
@@ -6468,7 +7125,6 @@ func file_doze_v1_api_proto_init() {
 	file_doze_v1_api_proto_msgTypes[38].OneofWrappers = []any{}
 	file_doze_v1_api_proto_msgTypes[39].OneofWrappers = []any{}
 	file_doze_v1_api_proto_msgTypes[40].OneofWrappers = []any{}
-	file_doze_v1_api_proto_msgTypes[41].OneofWrappers = []any{}
 	file_doze_v1_api_proto_msgTypes[42].OneofWrappers = []any{}
 	file_doze_v1_api_proto_msgTypes[43].OneofWrappers = []any{}
 	file_doze_v1_api_proto_msgTypes[44].OneofWrappers = []any{}
@@ -6481,20 +7137,28 @@ func file_doze_v1_api_proto_init() {
 	file_doze_v1_api_proto_msgTypes[52].OneofWrappers = []any{}
 	file_doze_v1_api_proto_msgTypes[53].OneofWrappers = []any{}
 	file_doze_v1_api_proto_msgTypes[54].OneofWrappers = []any{}
+	file_doze_v1_api_proto_msgTypes[55].OneofWrappers = []any{}
 	file_doze_v1_api_proto_msgTypes[56].OneofWrappers = []any{}
-	file_doze_v1_api_proto_msgTypes[58].OneofWrappers = []any{}
+	file_doze_v1_api_proto_msgTypes[57].OneofWrappers = []any{}
+	file_doze_v1_api_proto_msgTypes[59].OneofWrappers = []any{}
 	file_doze_v1_api_proto_msgTypes[60].OneofWrappers = []any{}
+	file_doze_v1_api_proto_msgTypes[61].OneofWrappers = []any{}
+	file_doze_v1_api_proto_msgTypes[62].OneofWrappers = []any{}
 	file_doze_v1_api_proto_msgTypes[63].OneofWrappers = []any{}
-	file_doze_v1_api_proto_msgTypes[64].OneofWrappers = []any{}
-	file_doze_v1_api_proto_msgTypes[74].OneofWrappers = []any{}
-	file_doze_v1_api_proto_msgTypes[80].OneofWrappers = []any{}
+	file_doze_v1_api_proto_msgTypes[65].OneofWrappers = []any{}
+	file_doze_v1_api_proto_msgTypes[67].OneofWrappers = []any{}
+	file_doze_v1_api_proto_msgTypes[69].OneofWrappers = []any{}
+	file_doze_v1_api_proto_msgTypes[72].OneofWrappers = []any{}
+	file_doze_v1_api_proto_msgTypes[73].OneofWrappers = []any{}
+	file_doze_v1_api_proto_msgTypes[83].OneofWrappers = []any{}
+	file_doze_v1_api_proto_msgTypes[89].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_doze_v1_api_proto_rawDesc), len(file_doze_v1_api_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   88,
+			NumMessages:   98,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

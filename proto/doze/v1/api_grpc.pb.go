@@ -35,6 +35,11 @@ const (
 	Lambda_Invoke_FullMethodName                       = "/doze.v1.Lambda/Invoke"
 	Lambda_PublishVersion_FullMethodName               = "/doze.v1.Lambda/PublishVersion"
 	Lambda_ListVersionsByFunction_FullMethodName       = "/doze.v1.Lambda/ListVersionsByFunction"
+	Lambda_CreateAlias_FullMethodName                  = "/doze.v1.Lambda/CreateAlias"
+	Lambda_GetAlias_FullMethodName                     = "/doze.v1.Lambda/GetAlias"
+	Lambda_ListAliases_FullMethodName                  = "/doze.v1.Lambda/ListAliases"
+	Lambda_UpdateAlias_FullMethodName                  = "/doze.v1.Lambda/UpdateAlias"
+	Lambda_DeleteAlias_FullMethodName                  = "/doze.v1.Lambda/DeleteAlias"
 	Lambda_GetFunctionCodeSigningConfig_FullMethodName = "/doze.v1.Lambda/GetFunctionCodeSigningConfig"
 	Lambda_PutFunctionConcurrency_FullMethodName       = "/doze.v1.Lambda/PutFunctionConcurrency"
 	Lambda_GetFunctionConcurrency_FullMethodName       = "/doze.v1.Lambda/GetFunctionConcurrency"
@@ -83,6 +88,16 @@ type LambdaClient interface {
 	PublishVersion(ctx context.Context, in *PublishVersionRequest, opts ...grpc.CallOption) (*FunctionConfiguration, error)
 	// ListVersionsByFunction pages over a function's versions, $LATEST first, 50 at most a page.
 	ListVersionsByFunction(ctx context.Context, in *ListVersionsByFunctionRequest, opts ...grpc.CallOption) (*ListVersionsByFunctionResponse, error)
+	// CreateAlias gives a version a name that can be called and moved; it can split calls between two.
+	CreateAlias(ctx context.Context, in *CreateAliasRequest, opts ...grpc.CallOption) (*AliasConfiguration, error)
+	// GetAlias answers one alias.
+	GetAlias(ctx context.Context, in *GetAliasRequest, opts ...grpc.CallOption) (*AliasConfiguration, error)
+	// ListAliases pages over a function's aliases, in the order of their names, 50 at most a page.
+	ListAliases(ctx context.Context, in *ListAliasesRequest, opts ...grpc.CallOption) (*ListAliasesResponse, error)
+	// UpdateAlias changes what is given of an alias and keeps the rest.
+	UpdateAlias(ctx context.Context, in *UpdateAliasRequest, opts ...grpc.CallOption) (*AliasConfiguration, error)
+	// DeleteAlias removes an alias and its resource policy. One that is not there is no error.
+	DeleteAlias(ctx context.Context, in *DeleteAliasRequest, opts ...grpc.CallOption) (*DeleteAliasResponse, error)
 	// GetFunctionCodeSigningConfig answers that there is none: Doze does not check signatures of code.
 	GetFunctionCodeSigningConfig(ctx context.Context, in *GetFunctionCodeSigningConfigRequest, opts ...grpc.CallOption) (*GetFunctionCodeSigningConfigResponse, error)
 	// PutFunctionConcurrency sets the reserved concurrency: a limit and a guarantee; 0 blocks the function.
@@ -220,6 +235,56 @@ func (c *lambdaClient) ListVersionsByFunction(ctx context.Context, in *ListVersi
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(ListVersionsByFunctionResponse)
 	err := c.cc.Invoke(ctx, Lambda_ListVersionsByFunction_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *lambdaClient) CreateAlias(ctx context.Context, in *CreateAliasRequest, opts ...grpc.CallOption) (*AliasConfiguration, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(AliasConfiguration)
+	err := c.cc.Invoke(ctx, Lambda_CreateAlias_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *lambdaClient) GetAlias(ctx context.Context, in *GetAliasRequest, opts ...grpc.CallOption) (*AliasConfiguration, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(AliasConfiguration)
+	err := c.cc.Invoke(ctx, Lambda_GetAlias_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *lambdaClient) ListAliases(ctx context.Context, in *ListAliasesRequest, opts ...grpc.CallOption) (*ListAliasesResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListAliasesResponse)
+	err := c.cc.Invoke(ctx, Lambda_ListAliases_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *lambdaClient) UpdateAlias(ctx context.Context, in *UpdateAliasRequest, opts ...grpc.CallOption) (*AliasConfiguration, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(AliasConfiguration)
+	err := c.cc.Invoke(ctx, Lambda_UpdateAlias_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *lambdaClient) DeleteAlias(ctx context.Context, in *DeleteAliasRequest, opts ...grpc.CallOption) (*DeleteAliasResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(DeleteAliasResponse)
+	err := c.cc.Invoke(ctx, Lambda_DeleteAlias_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -425,6 +490,16 @@ type LambdaServer interface {
 	PublishVersion(context.Context, *PublishVersionRequest) (*FunctionConfiguration, error)
 	// ListVersionsByFunction pages over a function's versions, $LATEST first, 50 at most a page.
 	ListVersionsByFunction(context.Context, *ListVersionsByFunctionRequest) (*ListVersionsByFunctionResponse, error)
+	// CreateAlias gives a version a name that can be called and moved; it can split calls between two.
+	CreateAlias(context.Context, *CreateAliasRequest) (*AliasConfiguration, error)
+	// GetAlias answers one alias.
+	GetAlias(context.Context, *GetAliasRequest) (*AliasConfiguration, error)
+	// ListAliases pages over a function's aliases, in the order of their names, 50 at most a page.
+	ListAliases(context.Context, *ListAliasesRequest) (*ListAliasesResponse, error)
+	// UpdateAlias changes what is given of an alias and keeps the rest.
+	UpdateAlias(context.Context, *UpdateAliasRequest) (*AliasConfiguration, error)
+	// DeleteAlias removes an alias and its resource policy. One that is not there is no error.
+	DeleteAlias(context.Context, *DeleteAliasRequest) (*DeleteAliasResponse, error)
 	// GetFunctionCodeSigningConfig answers that there is none: Doze does not check signatures of code.
 	GetFunctionCodeSigningConfig(context.Context, *GetFunctionCodeSigningConfigRequest) (*GetFunctionCodeSigningConfigResponse, error)
 	// PutFunctionConcurrency sets the reserved concurrency: a limit and a guarantee; 0 blocks the function.
@@ -497,6 +572,21 @@ func (UnimplementedLambdaServer) PublishVersion(context.Context, *PublishVersion
 }
 func (UnimplementedLambdaServer) ListVersionsByFunction(context.Context, *ListVersionsByFunctionRequest) (*ListVersionsByFunctionResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListVersionsByFunction not implemented")
+}
+func (UnimplementedLambdaServer) CreateAlias(context.Context, *CreateAliasRequest) (*AliasConfiguration, error) {
+	return nil, status.Error(codes.Unimplemented, "method CreateAlias not implemented")
+}
+func (UnimplementedLambdaServer) GetAlias(context.Context, *GetAliasRequest) (*AliasConfiguration, error) {
+	return nil, status.Error(codes.Unimplemented, "method GetAlias not implemented")
+}
+func (UnimplementedLambdaServer) ListAliases(context.Context, *ListAliasesRequest) (*ListAliasesResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListAliases not implemented")
+}
+func (UnimplementedLambdaServer) UpdateAlias(context.Context, *UpdateAliasRequest) (*AliasConfiguration, error) {
+	return nil, status.Error(codes.Unimplemented, "method UpdateAlias not implemented")
+}
+func (UnimplementedLambdaServer) DeleteAlias(context.Context, *DeleteAliasRequest) (*DeleteAliasResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method DeleteAlias not implemented")
 }
 func (UnimplementedLambdaServer) GetFunctionCodeSigningConfig(context.Context, *GetFunctionCodeSigningConfigRequest) (*GetFunctionCodeSigningConfigResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method GetFunctionCodeSigningConfig not implemented")
@@ -743,6 +833,96 @@ func _Lambda_ListVersionsByFunction_Handler(srv interface{}, ctx context.Context
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
 		return srv.(LambdaServer).ListVersionsByFunction(ctx, req.(*ListVersionsByFunctionRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Lambda_CreateAlias_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(CreateAliasRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(LambdaServer).CreateAlias(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Lambda_CreateAlias_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(LambdaServer).CreateAlias(ctx, req.(*CreateAliasRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Lambda_GetAlias_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(GetAliasRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(LambdaServer).GetAlias(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Lambda_GetAlias_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(LambdaServer).GetAlias(ctx, req.(*GetAliasRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Lambda_ListAliases_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListAliasesRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(LambdaServer).ListAliases(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Lambda_ListAliases_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(LambdaServer).ListAliases(ctx, req.(*ListAliasesRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Lambda_UpdateAlias_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(UpdateAliasRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(LambdaServer).UpdateAlias(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Lambda_UpdateAlias_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(LambdaServer).UpdateAlias(ctx, req.(*UpdateAliasRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Lambda_DeleteAlias_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(DeleteAliasRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(LambdaServer).DeleteAlias(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Lambda_DeleteAlias_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(LambdaServer).DeleteAlias(ctx, req.(*DeleteAliasRequest))
 	}
 	return interceptor(ctx, in, info, handler)
 }
@@ -1074,6 +1254,26 @@ var Lambda_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ListVersionsByFunction",
 			Handler:    _Lambda_ListVersionsByFunction_Handler,
+		},
+		{
+			MethodName: "CreateAlias",
+			Handler:    _Lambda_CreateAlias_Handler,
+		},
+		{
+			MethodName: "GetAlias",
+			Handler:    _Lambda_GetAlias_Handler,
+		},
+		{
+			MethodName: "ListAliases",
+			Handler:    _Lambda_ListAliases_Handler,
+		},
+		{
+			MethodName: "UpdateAlias",
+			Handler:    _Lambda_UpdateAlias_Handler,
+		},
+		{
+			MethodName: "DeleteAlias",
+			Handler:    _Lambda_DeleteAlias_Handler,
 		},
 		{
 			MethodName: "GetFunctionCodeSigningConfig",

@@ -156,6 +156,11 @@ const (
 	Shape_SHAPE_FUNCTION_URL_AUTH_TYPE                      Shape = 61
 	Shape_SHAPE_NAMESPACED_STATEMENT_ID                     Shape = 62
 	Shape_SHAPE_TAGGABLE_RESOURCE                           Shape = 63
+	Shape_SHAPE_ALIAS                                       Shape = 66
+	Shape_SHAPE_VERSION_WITH_LATEST_PUBLISHED               Shape = 67
+	Shape_SHAPE_ADDITIONAL_VERSION                          Shape = 68
+	Shape_SHAPE_WEIGHT                                      Shape = 69
+	Shape_SHAPE_ADDITIONAL_VERSION_WEIGHTS                  Shape = 70
 	// Doze's own.
 	Shape_SHAPE_BILL_MONTH Shape = 64
 	Shape_SHAPE_LOG_SINCE  Shape = 65
@@ -228,6 +233,11 @@ var (
 		61: "SHAPE_FUNCTION_URL_AUTH_TYPE",
 		62: "SHAPE_NAMESPACED_STATEMENT_ID",
 		63: "SHAPE_TAGGABLE_RESOURCE",
+		66: "SHAPE_ALIAS",
+		67: "SHAPE_VERSION_WITH_LATEST_PUBLISHED",
+		68: "SHAPE_ADDITIONAL_VERSION",
+		69: "SHAPE_WEIGHT",
+		70: "SHAPE_ADDITIONAL_VERSION_WEIGHTS",
 		64: "SHAPE_BILL_MONTH",
 		65: "SHAPE_LOG_SINCE",
 	}
@@ -296,6 +306,11 @@ var (
 		"SHAPE_FUNCTION_URL_AUTH_TYPE":                      61,
 		"SHAPE_NAMESPACED_STATEMENT_ID":                     62,
 		"SHAPE_TAGGABLE_RESOURCE":                           63,
+		"SHAPE_ALIAS":                                       66,
+		"SHAPE_VERSION_WITH_LATEST_PUBLISHED":               67,
+		"SHAPE_ADDITIONAL_VERSION":                          68,
+		"SHAPE_WEIGHT":                                      69,
+		"SHAPE_ADDITIONAL_VERSION_WEIGHTS":                  70,
 		"SHAPE_BILL_MONTH":                                  64,
 		"SHAPE_LOG_SINCE":                                   65,
 	}
@@ -692,7 +707,7 @@ const file_doze_v1_options_proto_rawDesc = "" +
 	"\x0eLOCATION_QUERY\x10\x02\x12\x13\n" +
 	"\x0fLOCATION_HEADER\x10\x03\x12\x13\n" +
 	"\x0fLOCATION_STATUS\x10\x04\x12\x14\n" +
-	"\x10LOCATION_PAYLOAD\x10\x05*\xed&\n" +
+	"\x10LOCATION_PAYLOAD\x10\x05*\x9b)\n" +
 	"\x05Shape\x12\x15\n" +
 	"\x11SHAPE_UNSPECIFIED\x10\x00\x12\xba\x01\n" +
 	"\x13SHAPE_FUNCTION_NAME\x10\x01\x1a\xa0\x01\xb2\xb8\x19\x9b\x01\x18\x01 \x8c\x01*\x93\x01(arn:(aws[a-zA-Z-]*)?:lambda:)?([a-z]{2}((-gov)|(-iso([a-z]?)))?-[a-z]+-\\d{1}:)?(\\d{12}:)?(function:)?([a-zA-Z0-9-_]+)(:(\\$LATEST|[a-zA-Z0-9-_]+))?\x12\x97\x04\n" +
@@ -780,7 +795,12 @@ const file_doze_v1_options_proto_rawDesc = "" +
 	"\x16SHAPE_PRINCIPAL_ORG_ID\x10<\x1a\x1b\xb2\xb8\x19\x17\x18\f \"*\x11o-[a-z0-9]{10,32}\x125\n" +
 	"\x1cSHAPE_FUNCTION_URL_AUTH_TYPE\x10=\x1a\x13\xb2\xb8\x19\x0f:\x04NONE:\aAWS_IAM\x12>\n" +
 	"\x1dSHAPE_NAMESPACED_STATEMENT_ID\x10>\x1a\x1b\xb2\xb8\x19\x17\x18\x01 d*\x11([a-zA-Z0-9-_.]+)\x12\xd8\x02\n" +
-	"\x17SHAPE_TAGGABLE_RESOURCE\x10?\x1a\xba\x02\xb2\xb8\x19\xb5\x02\x18\x01 \x80\x02*\xad\x02arn:(aws[a-zA-Z-]*):lambda:[a-z]{2}((-gov)|(-iso([a-z]?)))?-[a-z]+-\\d{1}:\\d{12}:(function:[a-zA-Z0-9-_]+(:(\\$LATEST|[a-zA-Z0-9-_]+))?|code-signing-config:csc-[a-z0-9]{17}|event-source-mapping:[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}|capacity-provider:[a-zA-Z0-9-_]+)\x124\n" +
+	"\x17SHAPE_TAGGABLE_RESOURCE\x10?\x1a\xba\x02\xb2\xb8\x19\xb5\x02\x18\x01 \x80\x02*\xad\x02arn:(aws[a-zA-Z-]*):lambda:[a-z]{2}((-gov)|(-iso([a-z]?)))?-[a-z]+-\\d{1}:\\d{12}:(function:[a-zA-Z0-9-_]+(:(\\$LATEST|[a-zA-Z0-9-_]+))?|code-signing-config:csc-[a-z0-9]{17}|event-source-mapping:[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}|capacity-provider:[a-zA-Z0-9-_]+)\x12Z\n" +
+	"\vSHAPE_ALIAS\x10B\x1aI\xb2\xb8\x19E\x18\x01 \x80\x01*\x1c(?!^[0-9]+$)([a-zA-Z0-9-_]+)2 [0-9]*[a-zA-Z\\-_][a-zA-Z0-9\\-_]*\x12S\n" +
+	"#SHAPE_VERSION_WITH_LATEST_PUBLISHED\x10C\x1a*\xb2\xb8\x19&\x18\x01 \x80\b*\x1f(\\$LATEST(\\.PUBLISHED)?|[0-9]+)\x12/\n" +
+	"\x18SHAPE_ADDITIONAL_VERSION\x10D\x1a\x11\xb2\xb8\x19\r\x18\x01 \x80\b*\x06[0-9]+\x12\x1a\n" +
+	"\fSHAPE_WEIGHT\x10E\x1a\b\xb2\xb8\x19\x04\b\x00\x10\x01\x12.\n" +
+	" SHAPE_ADDITIONAL_VERSION_WEIGHTS\x10F\x1a\b\xb2\xb8\x19\x04HEPD\x124\n" +
 	"\x10SHAPE_BILL_MONTH\x10@\x1a\x1e\xb2\xb8\x19\x1a*\x18[0-9]{4}-(0[1-9]|1[0-2])\x12\x1d\n" +
 	"\x0fSHAPE_LOG_SINCE\x10A\x1a\b\xb2\xb8\x19\x04\x18\x01 @:H\n" +
 	"\x06member\x12\x1d.google.protobuf.FieldOptions\x18\x84\x97\x03 \x01(\v2\x0f.doze.v1.MemberR\x06member:9\n" +
