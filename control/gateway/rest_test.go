@@ -85,7 +85,7 @@ func TestRouting(t *testing.T) {
 		{"GET", "/2018-10-31/layers?find=LayerVersion&Arn=x", 404, unknown, "GetLayerVersionByArn " + notOffered},
 		{"GET", "/2019-09-30/functions/f/provisioned-concurrency?List=ALL", 404, unknown, "ListProvisionedConcurrencyConfigs " + notOffered},
 		{"GET", "/2019-09-30/functions/f/provisioned-concurrency?Qualifier=1", 404, unknown, "GetProvisionedConcurrencyConfig " + notOffered},
-		{"POST", "/2015-03-31/functions/f/aliases", 404, unknown, "CreateAlias " + notOffered},
+		{"POST", "/2015-03-31/event-source-mappings", 404, unknown, "CreateEventSourceMapping " + notOffered},
 		{"GET", "/2021-10-31/functions/f/url", 404, unknown, "GetFunctionUrlConfig " + notOffered},
 		{"POST", "/2021-11-15/functions/f/response-streaming-invocations", 404, unknown, "InvokeWithResponseStream " + notOffered},
 		{"GET", "/2015-03-31/functions?MaxItems=abc", 400, codeSerialization, "at 'maxItems'"},
