@@ -205,6 +205,7 @@ func (c *Control) openParts(ctx context.Context) error {
 	})
 	c.pollers = delivery.Start(delivery.Config{
 		Source: delivery.FromBus(c.events, 0, 0), Invoker: invoker, Resolver: &resolver{c.quorum, c.config.Region},
+		Sink:       delivery.Destinations{Publisher: c.events, Drops: delivery.LogSink{Logger: log}, Logger: log},
 		RetryWaits: c.config.AsyncRetryWaits, Logger: log,
 	})
 	c.onClose(c.pollers.Stop)

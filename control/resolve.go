@@ -29,6 +29,6 @@ func (r *resolver) Resolve(ctx context.Context, account, function, qualifier str
 		}
 	}
 	return delivery.Target{
-		Function: f, Version: v, InvokedARN: registry.ARN(r.region, account, function, qualifier), Policy: delivery.DefaultPolicy(),
+		Function: f, Version: v, InvokedARN: registry.ARN(r.region, account, function, qualifier), Policy: delivery.PolicyOf(f, v, qualifier),
 	}, nil
 }

@@ -60,12 +60,12 @@ func TestAttemptsOfAnEvent(t *testing.T) {
 		{name: "failure, then success", handler: after(1, fails, succeeds), reserved: -1, calls: "[0s 1m0s]", ends: Success, attempts: 2},
 		{name: "failure", handler: fails, reserved: -1, calls: "[0s 1m0s 3m0s]", ends: RetriesExhausted, attempts: 3},
 		{name: "other waits", handler: fails, reserved: -1, waits: []time.Duration{time.Second}, calls: "[0s 1s 2s]", ends: RetriesExhausted, attempts: 3},
-		{name: "no retries", handler: fails, reserved: -1, policy: Policy{0, time.Hour}, calls: "[0s]", ends: RetriesExhausted, attempts: 1},
-		{name: "one retry", handler: fails, reserved: -1, policy: Policy{1, time.Hour}, calls: "[0s 1m0s]", ends: RetriesExhausted, attempts: 2},
-		{name: "too old for the retry", handler: fails, reserved: -1, policy: Policy{2, time.Minute}, calls: "[0s 59s]", ends: EventAgeExceeded, attempts: 2},
+		{name: "no retries", handler: fails, reserved: -1, policy: Policy{MaximumRetryAttempts: 0, MaximumEventAge: time.Hour}, calls: "[0s]", ends: RetriesExhausted, attempts: 1},
+		{name: "one retry", handler: fails, reserved: -1, policy: Policy{MaximumRetryAttempts: 1, MaximumEventAge: time.Hour}, calls: "[0s 1m0s]", ends: RetriesExhausted, attempts: 2},
+		{name: "too old for the retry", handler: fails, reserved: -1, policy: Policy{MaximumRetryAttempts: 2, MaximumEventAge: time.Minute}, calls: "[0s 59s]", ends: EventAgeExceeded, attempts: 2},
 		{name: "throttled twice", handler: after(2, throttled, succeeds), reserved: -1, calls: "[0s 1.5s 4s]", ends: Success, attempts: 1},
 		{name: "throttles do not count", handler: after(2, throttled, fails), reserved: -1, calls: "[0s 1.5s 4s 1m4s 3m4s]", ends: RetriesExhausted, attempts: 3},
-		{name: "throttled for good", handler: throttled, reserved: -1, policy: Policy{2, time.Minute}, calls: "[0s 1.5s 4s 8.5s 17s 33.5s 59s]", ends: EventAgeExceeded},
+		{name: "throttled for good", handler: throttled, reserved: -1, policy: Policy{MaximumRetryAttempts: 2, MaximumEventAge: time.Minute}, calls: "[0s 1.5s 4s 8.5s 17s 33.5s 59s]", ends: EventAgeExceeded},
 		{name: "a hint to wait", handler: after(1, refuses(&invoke.Throttled{RetryAfter: 10 * time.Second}), succeeds), reserved: -1, calls: "[0s 10s]", ends: Success, attempts: 1},
 		{name: "platform's fault", handler: after(1, refuses(&invoke.Unavailable{Ran: true, Err: errors.New("lost")}), succeeds), reserved: -1, calls: "[0s 1.5s]", ends: Success, attempts: 1},
 		{name: "no runtime yet", handler: after(1, refuses(&invoke.InvalidRuntime{}), succeeds), reserved: -1, calls: "[0s 1.5s]", ends: Success, attempts: 1},
@@ -185,7 +185,7 @@ func TestFunctionsDoNotHoldUpOneAnother(t *testing.T) {
 			inBubble(t, func(r *rig, c *Config) {
 				r.funcs.handlers["bad"] = test.handler
 				r.funcs.handlers["good"] = lasts(10*time.Millisecond, succeeds)
-				r.funcs.policy = Policy{2, 10 * time.Minute}
+				r.funcs.policy = Policy{MaximumRetryAttempts: 2, MaximumEventAge: 10 * time.Minute}
 			}, func(t *testing.T, r *rig) {
 				var events []*dozev1.Event
 				for range test.events {

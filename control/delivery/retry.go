@@ -3,14 +3,37 @@ package delivery
 import (
 	"math"
 	"time"
+
+	"github.com/doze-run/doze/control/registry"
 )
 
 // Policy says how long and how often an event is tried: AWS's EventInvokeConfig.
 type Policy struct {
 	// MaximumRetryAttempts is how many attempts follow a first that failed, 0 to 2.
 	MaximumRetryAttempts int
+	// OnSuccess and OnFailure are ARNs that records of ended events go to, DeadLetter one that events go to
+	// that did not succeed; "" for none.
+	OnSuccess, OnFailure, DeadLetter string
 	// MaximumEventAge is how long after its acceptance an event is tried, 1 minute to 6 hours.
 	MaximumEventAge time.Duration
+}
+
+// PolicyOf is what holds for the events of a qualifier.
+func PolicyOf(f *registry.Function, v *registry.Version, qualifier string) Policy {
+	p := DefaultPolicy()
+	p.DeadLetter = v.Config.DeadLetterARN
+	e, ok := f.EventInvokeFor(qualifier)
+	if !ok {
+		return p
+	}
+	p.OnSuccess, p.OnFailure = e.OnSuccess, e.OnFailure
+	if e.MaxRetries != nil {
+		p.MaximumRetryAttempts = *e.MaxRetries
+	}
+	if e.MaxAge != nil {
+		p.MaximumEventAge = time.Duration(*e.MaxAge) * time.Second
+	}
+	return p
 }
 
 // DefaultPolicy is AWS's for a function without an EventInvokeConfig.

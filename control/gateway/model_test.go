@@ -186,6 +186,7 @@ func (c *modelCheck) field(at string, fd protoreflect.FieldDescriptor, shapeName
 		kind := map[string]protoreflect.Kind{
 			"string": protoreflect.StringKind, "integer": protoreflect.Int32Kind, "long": protoreflect.Int64Kind,
 			"double": protoreflect.DoubleKind, "boolean": protoreflect.BoolKind, "blob": protoreflect.BytesKind,
+			"timestamp": protoreflect.DoubleKind,
 		}[shape.Type]
 		if fd.Kind() != kind || !fd.HasPresence() {
 			c.t.Errorf("%s is %v (presence %v), want an optional %v", at, fd.Kind(), fd.HasPresence(), kind)

@@ -120,6 +120,8 @@ func (s *service) refusal(t target, err error) error {
 		return faultf(codePolicyLength, "The final policy size is bigger than the limit (%d).", registry.MaxPolicyBytes)
 	case errors.Is(err, registry.ErrVersionNotFound):
 		return s.notFound(target{account: t.account, name: t.name, qualifier: detailOf(err)})
+	case errors.Is(err, registry.ErrNoEventInvoke):
+		return s.noEventInvoke(t)
 	case errors.Is(err, registry.ErrAliasExists):
 		return faultf(codeConflict, "Alias already exists: %s", s.arn(t.account, t.name, detailOf(err)))
 	case errors.Is(err, registry.ErrAliasNotFound):

@@ -144,7 +144,7 @@ func (c DeleteAlias) apply(s *State) (any, error) {
 	}
 	next := *f
 	next.Aliases = slices.Delete(slices.Clone(f.Aliases), i, i+1)
-	next.Policies = without(f.Policies, c.Alias)
+	next.forget(c.Alias)
 	s.replace(f, &next)
 	return &next, nil
 }

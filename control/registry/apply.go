@@ -283,7 +283,7 @@ func (c DeleteFunction) apply(s *State) (any, error) {
 	}
 	next := *f
 	next.Versions = slices.Delete(slices.Clone(f.Versions), i, i+1)
-	next.Policies = without(f.Policies, c.Version)
+	next.forget(c.Version)
 	s.replace(f, &next)
 	return &next, nil
 }

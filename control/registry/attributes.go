@@ -184,15 +184,21 @@ func (f *Function) revisedVersion(number, revision string) *Function {
 	return &next
 }
 
-// without is a copy of the policies less one, nil when none is left.
-func without(policies map[string]*Policy, qualifier string) map[string]*Policy {
-	if _, ok := policies[qualifier]; !ok {
-		return policies
+// without is a copy of what hangs on qualifiers less one, nil when none is left.
+func without[V any](all map[string]*V, qualifier string) map[string]*V {
+	if _, ok := all[qualifier]; !ok {
+		return all
 	}
-	if len(policies) == 1 {
+	if len(all) == 1 {
 		return nil
 	}
-	rest := maps.Clone(policies)
+	rest := maps.Clone(all)
 	delete(rest, qualifier)
 	return rest
+}
+
+// forget drops what hangs on a qualifier that is being deleted. f must be the caller's own copy.
+func (f *Function) forget(qualifier string) {
+	f.Policies = without(f.Policies, qualifier)
+	f.EventInvokes = without(f.EventInvokes, qualifier)
 }

@@ -37,6 +37,8 @@ const (
 	numCreateAlias      = 20
 	numUpdateAlias      = 21
 	numDeleteAlias      = 22
+	numPutEventInvoke   = 23
+	numDelEventInvoke   = 24
 )
 
 func (CreateFunction) number() byte   { return numCreateFunction }
@@ -53,6 +55,9 @@ func (Untag) number() byte            { return numUntag }
 func (CreateAlias) number() byte      { return numCreateAlias }
 func (UpdateAlias) number() byte      { return numUpdateAlias }
 func (DeleteAlias) number() byte      { return numDeleteAlias }
+func (PutEventInvoke) number() byte   { return numPutEventInvoke }
+
+func (DeleteEventInvoke) number() byte { return numDelEventInvoke }
 
 func newCommand(number byte) Command {
 	switch number {
@@ -84,6 +89,10 @@ func newCommand(number byte) Command {
 		return new(UpdateAlias)
 	case numDeleteAlias:
 		return new(DeleteAlias)
+	case numPutEventInvoke:
+		return new(PutEventInvoke)
+	case numDelEventInvoke:
+		return new(DeleteEventInvoke)
 	}
 	return nil
 }

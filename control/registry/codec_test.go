@@ -13,7 +13,7 @@ func TestCommandNumbers(t *testing.T) {
 	table := map[byte]Command{
 		1: &CreateFunction{}, 2: &UpdateCode{}, 3: &UpdateConfig{}, 4: &Settle{}, 5: &PublishVersion{},
 		6: &DeleteFunction{}, 7: &PutConcurrency{}, 8: &AddPermission{}, 9: &RemovePermission{}, 10: &Tag{}, 11: &Untag{},
-		20: &CreateAlias{}, 21: &UpdateAlias{}, 22: &DeleteAlias{},
+		20: &CreateAlias{}, 21: &UpdateAlias{}, 22: &DeleteAlias{}, 23: &PutEventInvoke{}, 24: &DeleteEventInvoke{},
 	}
 	for n := range 256 {
 		cmd := newCommand(byte(n))
@@ -42,6 +42,8 @@ func TestCodecRoundTrip(t *testing.T) {
 		&CreateAlias{Alias: Alias{Name: "a", Version: "1", Additional: "2", Weight: 0.1}},
 		&UpdateAlias{Alias: "a", Version: &text, Routing: &Routing{"2", 1}},
 		&DeleteAlias{Alias: "a"},
+		&PutEventInvoke{Qualifier: "1", MaxRetries: &reserved, OnFailure: &text, Merge: true},
+		&DeleteEventInvoke{Qualifier: "1"},
 	} {
 		data, err := Append([]byte{9}, cmd)
 		if err != nil || data[0] != 9 {

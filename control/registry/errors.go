@@ -65,6 +65,8 @@ var (
 	ErrAliasTwice = &Error{Code: "AliasTwice"}
 	// ErrAliased: the version cannot be deleted because aliases name it.
 	ErrAliased = &Error{Code: "Aliased"}
+	// ErrNoEventInvoke: the qualifier has no EventInvoke.
+	ErrNoEventInvoke = &Error{Code: "NoEventInvoke"}
 	// ErrName: not a function name, or not one of the forms of a FunctionName.
 	ErrName = &Error{Code: "Name"}
 	// ErrInvalid: a command that no correct gateway sends.

@@ -25,7 +25,9 @@ type Function struct {
 	Reserved *int `json:"reserved,omitempty"`
 	// Policies by qualifier; "" is the unqualified one.
 	Policies map[string]*Policy `json:"policies,omitempty"`
-	Tags     map[string]string  `json:"tags,omitempty"`
+	// EventInvokes by qualifier; "$LATEST" is spelled out.
+	EventInvokes map[string]*EventInvoke `json:"eventInvokes,omitempty"`
+	Tags         map[string]string       `json:"tags,omitempty"`
 }
 
 // Version is one immutable snapshot of code and configuration, or $LATEST.

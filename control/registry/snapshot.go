@@ -168,5 +168,10 @@ func (f *Function) whole() bool {
 			return false
 		}
 	}
+	for _, e := range f.EventInvokes {
+		if e == nil {
+			return false
+		}
+	}
 	return f.soundAliases()
 }

@@ -3659,6 +3659,627 @@ func (*DeleteAliasResponse) Descriptor() ([]byte, []int) {
 	return file_doze_v1_api_proto_rawDescGZIP(), []int{49}
 }
 
+type OnSuccess struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Destination   *string                `protobuf:"bytes,1,opt,name=destination,json=Destination,proto3,oneof" json:"destination,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *OnSuccess) Reset() {
+	*x = OnSuccess{}
+	mi := &file_doze_v1_api_proto_msgTypes[50]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *OnSuccess) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*OnSuccess) ProtoMessage() {}
+
+func (x *OnSuccess) ProtoReflect() protoreflect.Message {
+	mi := &file_doze_v1_api_proto_msgTypes[50]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use OnSuccess.ProtoReflect.Descriptor instead.
+func (*OnSuccess) Descriptor() ([]byte, []int) {
+	return file_doze_v1_api_proto_rawDescGZIP(), []int{50}
+}
+
+func (x *OnSuccess) GetDestination() string {
+	if x != nil && x.Destination != nil {
+		return *x.Destination
+	}
+	return ""
+}
+
+type OnFailure struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Destination   *string                `protobuf:"bytes,1,opt,name=destination,json=Destination,proto3,oneof" json:"destination,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *OnFailure) Reset() {
+	*x = OnFailure{}
+	mi := &file_doze_v1_api_proto_msgTypes[51]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *OnFailure) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*OnFailure) ProtoMessage() {}
+
+func (x *OnFailure) ProtoReflect() protoreflect.Message {
+	mi := &file_doze_v1_api_proto_msgTypes[51]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use OnFailure.ProtoReflect.Descriptor instead.
+func (*OnFailure) Descriptor() ([]byte, []int) {
+	return file_doze_v1_api_proto_rawDescGZIP(), []int{51}
+}
+
+func (x *OnFailure) GetDestination() string {
+	if x != nil && x.Destination != nil {
+		return *x.Destination
+	}
+	return ""
+}
+
+type DestinationConfig struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	OnSuccess     *OnSuccess             `protobuf:"bytes,1,opt,name=on_success,json=OnSuccess,proto3" json:"on_success,omitempty"`
+	OnFailure     *OnFailure             `protobuf:"bytes,2,opt,name=on_failure,json=OnFailure,proto3" json:"on_failure,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DestinationConfig) Reset() {
+	*x = DestinationConfig{}
+	mi := &file_doze_v1_api_proto_msgTypes[52]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DestinationConfig) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DestinationConfig) ProtoMessage() {}
+
+func (x *DestinationConfig) ProtoReflect() protoreflect.Message {
+	mi := &file_doze_v1_api_proto_msgTypes[52]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DestinationConfig.ProtoReflect.Descriptor instead.
+func (*DestinationConfig) Descriptor() ([]byte, []int) {
+	return file_doze_v1_api_proto_rawDescGZIP(), []int{52}
+}
+
+func (x *DestinationConfig) GetOnSuccess() *OnSuccess {
+	if x != nil {
+		return x.OnSuccess
+	}
+	return nil
+}
+
+func (x *DestinationConfig) GetOnFailure() *OnFailure {
+	if x != nil {
+		return x.OnFailure
+	}
+	return nil
+}
+
+type FunctionEventInvokeConfig struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Seconds since 1970.
+	LastModified             *float64           `protobuf:"fixed64,1,opt,name=last_modified,json=LastModified,proto3,oneof" json:"last_modified,omitempty"`
+	FunctionArn              *string            `protobuf:"bytes,2,opt,name=function_arn,json=FunctionArn,proto3,oneof" json:"function_arn,omitempty"`
+	MaximumRetryAttempts     *int32             `protobuf:"varint,3,opt,name=maximum_retry_attempts,json=MaximumRetryAttempts,proto3,oneof" json:"maximum_retry_attempts,omitempty"`
+	MaximumEventAgeInSeconds *int32             `protobuf:"varint,4,opt,name=maximum_event_age_in_seconds,json=MaximumEventAgeInSeconds,proto3,oneof" json:"maximum_event_age_in_seconds,omitempty"`
+	DestinationConfig        *DestinationConfig `protobuf:"bytes,5,opt,name=destination_config,json=DestinationConfig,proto3" json:"destination_config,omitempty"`
+	unknownFields            protoimpl.UnknownFields
+	sizeCache                protoimpl.SizeCache
+}
+
+func (x *FunctionEventInvokeConfig) Reset() {
+	*x = FunctionEventInvokeConfig{}
+	mi := &file_doze_v1_api_proto_msgTypes[53]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FunctionEventInvokeConfig) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FunctionEventInvokeConfig) ProtoMessage() {}
+
+func (x *FunctionEventInvokeConfig) ProtoReflect() protoreflect.Message {
+	mi := &file_doze_v1_api_proto_msgTypes[53]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FunctionEventInvokeConfig.ProtoReflect.Descriptor instead.
+func (*FunctionEventInvokeConfig) Descriptor() ([]byte, []int) {
+	return file_doze_v1_api_proto_rawDescGZIP(), []int{53}
+}
+
+func (x *FunctionEventInvokeConfig) GetLastModified() float64 {
+	if x != nil && x.LastModified != nil {
+		return *x.LastModified
+	}
+	return 0
+}
+
+func (x *FunctionEventInvokeConfig) GetFunctionArn() string {
+	if x != nil && x.FunctionArn != nil {
+		return *x.FunctionArn
+	}
+	return ""
+}
+
+func (x *FunctionEventInvokeConfig) GetMaximumRetryAttempts() int32 {
+	if x != nil && x.MaximumRetryAttempts != nil {
+		return *x.MaximumRetryAttempts
+	}
+	return 0
+}
+
+func (x *FunctionEventInvokeConfig) GetMaximumEventAgeInSeconds() int32 {
+	if x != nil && x.MaximumEventAgeInSeconds != nil {
+		return *x.MaximumEventAgeInSeconds
+	}
+	return 0
+}
+
+func (x *FunctionEventInvokeConfig) GetDestinationConfig() *DestinationConfig {
+	if x != nil {
+		return x.DestinationConfig
+	}
+	return nil
+}
+
+type PutFunctionEventInvokeConfigRequest struct {
+	state                    protoimpl.MessageState `protogen:"open.v1"`
+	FunctionName             *string                `protobuf:"bytes,1,opt,name=function_name,json=FunctionName,proto3,oneof" json:"function_name,omitempty"`
+	Qualifier                *string                `protobuf:"bytes,2,opt,name=qualifier,json=Qualifier,proto3,oneof" json:"qualifier,omitempty"`
+	MaximumRetryAttempts     *int32                 `protobuf:"varint,3,opt,name=maximum_retry_attempts,json=MaximumRetryAttempts,proto3,oneof" json:"maximum_retry_attempts,omitempty"`
+	MaximumEventAgeInSeconds *int32                 `protobuf:"varint,4,opt,name=maximum_event_age_in_seconds,json=MaximumEventAgeInSeconds,proto3,oneof" json:"maximum_event_age_in_seconds,omitempty"`
+	DestinationConfig        *DestinationConfig     `protobuf:"bytes,5,opt,name=destination_config,json=DestinationConfig,proto3" json:"destination_config,omitempty"`
+	unknownFields            protoimpl.UnknownFields
+	sizeCache                protoimpl.SizeCache
+}
+
+func (x *PutFunctionEventInvokeConfigRequest) Reset() {
+	*x = PutFunctionEventInvokeConfigRequest{}
+	mi := &file_doze_v1_api_proto_msgTypes[54]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PutFunctionEventInvokeConfigRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PutFunctionEventInvokeConfigRequest) ProtoMessage() {}
+
+func (x *PutFunctionEventInvokeConfigRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_doze_v1_api_proto_msgTypes[54]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PutFunctionEventInvokeConfigRequest.ProtoReflect.Descriptor instead.
+func (*PutFunctionEventInvokeConfigRequest) Descriptor() ([]byte, []int) {
+	return file_doze_v1_api_proto_rawDescGZIP(), []int{54}
+}
+
+func (x *PutFunctionEventInvokeConfigRequest) GetFunctionName() string {
+	if x != nil && x.FunctionName != nil {
+		return *x.FunctionName
+	}
+	return ""
+}
+
+func (x *PutFunctionEventInvokeConfigRequest) GetQualifier() string {
+	if x != nil && x.Qualifier != nil {
+		return *x.Qualifier
+	}
+	return ""
+}
+
+func (x *PutFunctionEventInvokeConfigRequest) GetMaximumRetryAttempts() int32 {
+	if x != nil && x.MaximumRetryAttempts != nil {
+		return *x.MaximumRetryAttempts
+	}
+	return 0
+}
+
+func (x *PutFunctionEventInvokeConfigRequest) GetMaximumEventAgeInSeconds() int32 {
+	if x != nil && x.MaximumEventAgeInSeconds != nil {
+		return *x.MaximumEventAgeInSeconds
+	}
+	return 0
+}
+
+func (x *PutFunctionEventInvokeConfigRequest) GetDestinationConfig() *DestinationConfig {
+	if x != nil {
+		return x.DestinationConfig
+	}
+	return nil
+}
+
+type UpdateFunctionEventInvokeConfigRequest struct {
+	state                    protoimpl.MessageState `protogen:"open.v1"`
+	FunctionName             *string                `protobuf:"bytes,1,opt,name=function_name,json=FunctionName,proto3,oneof" json:"function_name,omitempty"`
+	Qualifier                *string                `protobuf:"bytes,2,opt,name=qualifier,json=Qualifier,proto3,oneof" json:"qualifier,omitempty"`
+	MaximumRetryAttempts     *int32                 `protobuf:"varint,3,opt,name=maximum_retry_attempts,json=MaximumRetryAttempts,proto3,oneof" json:"maximum_retry_attempts,omitempty"`
+	MaximumEventAgeInSeconds *int32                 `protobuf:"varint,4,opt,name=maximum_event_age_in_seconds,json=MaximumEventAgeInSeconds,proto3,oneof" json:"maximum_event_age_in_seconds,omitempty"`
+	DestinationConfig        *DestinationConfig     `protobuf:"bytes,5,opt,name=destination_config,json=DestinationConfig,proto3" json:"destination_config,omitempty"`
+	unknownFields            protoimpl.UnknownFields
+	sizeCache                protoimpl.SizeCache
+}
+
+func (x *UpdateFunctionEventInvokeConfigRequest) Reset() {
+	*x = UpdateFunctionEventInvokeConfigRequest{}
+	mi := &file_doze_v1_api_proto_msgTypes[55]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UpdateFunctionEventInvokeConfigRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UpdateFunctionEventInvokeConfigRequest) ProtoMessage() {}
+
+func (x *UpdateFunctionEventInvokeConfigRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_doze_v1_api_proto_msgTypes[55]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UpdateFunctionEventInvokeConfigRequest.ProtoReflect.Descriptor instead.
+func (*UpdateFunctionEventInvokeConfigRequest) Descriptor() ([]byte, []int) {
+	return file_doze_v1_api_proto_rawDescGZIP(), []int{55}
+}
+
+func (x *UpdateFunctionEventInvokeConfigRequest) GetFunctionName() string {
+	if x != nil && x.FunctionName != nil {
+		return *x.FunctionName
+	}
+	return ""
+}
+
+func (x *UpdateFunctionEventInvokeConfigRequest) GetQualifier() string {
+	if x != nil && x.Qualifier != nil {
+		return *x.Qualifier
+	}
+	return ""
+}
+
+func (x *UpdateFunctionEventInvokeConfigRequest) GetMaximumRetryAttempts() int32 {
+	if x != nil && x.MaximumRetryAttempts != nil {
+		return *x.MaximumRetryAttempts
+	}
+	return 0
+}
+
+func (x *UpdateFunctionEventInvokeConfigRequest) GetMaximumEventAgeInSeconds() int32 {
+	if x != nil && x.MaximumEventAgeInSeconds != nil {
+		return *x.MaximumEventAgeInSeconds
+	}
+	return 0
+}
+
+func (x *UpdateFunctionEventInvokeConfigRequest) GetDestinationConfig() *DestinationConfig {
+	if x != nil {
+		return x.DestinationConfig
+	}
+	return nil
+}
+
+type GetFunctionEventInvokeConfigRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	FunctionName  *string                `protobuf:"bytes,1,opt,name=function_name,json=FunctionName,proto3,oneof" json:"function_name,omitempty"`
+	Qualifier     *string                `protobuf:"bytes,2,opt,name=qualifier,json=Qualifier,proto3,oneof" json:"qualifier,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetFunctionEventInvokeConfigRequest) Reset() {
+	*x = GetFunctionEventInvokeConfigRequest{}
+	mi := &file_doze_v1_api_proto_msgTypes[56]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetFunctionEventInvokeConfigRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetFunctionEventInvokeConfigRequest) ProtoMessage() {}
+
+func (x *GetFunctionEventInvokeConfigRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_doze_v1_api_proto_msgTypes[56]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetFunctionEventInvokeConfigRequest.ProtoReflect.Descriptor instead.
+func (*GetFunctionEventInvokeConfigRequest) Descriptor() ([]byte, []int) {
+	return file_doze_v1_api_proto_rawDescGZIP(), []int{56}
+}
+
+func (x *GetFunctionEventInvokeConfigRequest) GetFunctionName() string {
+	if x != nil && x.FunctionName != nil {
+		return *x.FunctionName
+	}
+	return ""
+}
+
+func (x *GetFunctionEventInvokeConfigRequest) GetQualifier() string {
+	if x != nil && x.Qualifier != nil {
+		return *x.Qualifier
+	}
+	return ""
+}
+
+type DeleteFunctionEventInvokeConfigRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	FunctionName  *string                `protobuf:"bytes,1,opt,name=function_name,json=FunctionName,proto3,oneof" json:"function_name,omitempty"`
+	Qualifier     *string                `protobuf:"bytes,2,opt,name=qualifier,json=Qualifier,proto3,oneof" json:"qualifier,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeleteFunctionEventInvokeConfigRequest) Reset() {
+	*x = DeleteFunctionEventInvokeConfigRequest{}
+	mi := &file_doze_v1_api_proto_msgTypes[57]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteFunctionEventInvokeConfigRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteFunctionEventInvokeConfigRequest) ProtoMessage() {}
+
+func (x *DeleteFunctionEventInvokeConfigRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_doze_v1_api_proto_msgTypes[57]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteFunctionEventInvokeConfigRequest.ProtoReflect.Descriptor instead.
+func (*DeleteFunctionEventInvokeConfigRequest) Descriptor() ([]byte, []int) {
+	return file_doze_v1_api_proto_rawDescGZIP(), []int{57}
+}
+
+func (x *DeleteFunctionEventInvokeConfigRequest) GetFunctionName() string {
+	if x != nil && x.FunctionName != nil {
+		return *x.FunctionName
+	}
+	return ""
+}
+
+func (x *DeleteFunctionEventInvokeConfigRequest) GetQualifier() string {
+	if x != nil && x.Qualifier != nil {
+		return *x.Qualifier
+	}
+	return ""
+}
+
+type DeleteFunctionEventInvokeConfigResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeleteFunctionEventInvokeConfigResponse) Reset() {
+	*x = DeleteFunctionEventInvokeConfigResponse{}
+	mi := &file_doze_v1_api_proto_msgTypes[58]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteFunctionEventInvokeConfigResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteFunctionEventInvokeConfigResponse) ProtoMessage() {}
+
+func (x *DeleteFunctionEventInvokeConfigResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_doze_v1_api_proto_msgTypes[58]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteFunctionEventInvokeConfigResponse.ProtoReflect.Descriptor instead.
+func (*DeleteFunctionEventInvokeConfigResponse) Descriptor() ([]byte, []int) {
+	return file_doze_v1_api_proto_rawDescGZIP(), []int{58}
+}
+
+type ListFunctionEventInvokeConfigsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	FunctionName  *string                `protobuf:"bytes,1,opt,name=function_name,json=FunctionName,proto3,oneof" json:"function_name,omitempty"`
+	Marker        *string                `protobuf:"bytes,2,opt,name=marker,json=Marker,proto3,oneof" json:"marker,omitempty"`
+	MaxItems      *int32                 `protobuf:"varint,3,opt,name=max_items,json=MaxItems,proto3,oneof" json:"max_items,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListFunctionEventInvokeConfigsRequest) Reset() {
+	*x = ListFunctionEventInvokeConfigsRequest{}
+	mi := &file_doze_v1_api_proto_msgTypes[59]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListFunctionEventInvokeConfigsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListFunctionEventInvokeConfigsRequest) ProtoMessage() {}
+
+func (x *ListFunctionEventInvokeConfigsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_doze_v1_api_proto_msgTypes[59]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListFunctionEventInvokeConfigsRequest.ProtoReflect.Descriptor instead.
+func (*ListFunctionEventInvokeConfigsRequest) Descriptor() ([]byte, []int) {
+	return file_doze_v1_api_proto_rawDescGZIP(), []int{59}
+}
+
+func (x *ListFunctionEventInvokeConfigsRequest) GetFunctionName() string {
+	if x != nil && x.FunctionName != nil {
+		return *x.FunctionName
+	}
+	return ""
+}
+
+func (x *ListFunctionEventInvokeConfigsRequest) GetMarker() string {
+	if x != nil && x.Marker != nil {
+		return *x.Marker
+	}
+	return ""
+}
+
+func (x *ListFunctionEventInvokeConfigsRequest) GetMaxItems() int32 {
+	if x != nil && x.MaxItems != nil {
+		return *x.MaxItems
+	}
+	return 0
+}
+
+type ListFunctionEventInvokeConfigsResponse struct {
+	state                      protoimpl.MessageState       `protogen:"open.v1"`
+	FunctionEventInvokeConfigs []*FunctionEventInvokeConfig `protobuf:"bytes,1,rep,name=function_event_invoke_configs,json=FunctionEventInvokeConfigs,proto3" json:"function_event_invoke_configs,omitempty"`
+	NextMarker                 *string                      `protobuf:"bytes,2,opt,name=next_marker,json=NextMarker,proto3,oneof" json:"next_marker,omitempty"`
+	unknownFields              protoimpl.UnknownFields
+	sizeCache                  protoimpl.SizeCache
+}
+
+func (x *ListFunctionEventInvokeConfigsResponse) Reset() {
+	*x = ListFunctionEventInvokeConfigsResponse{}
+	mi := &file_doze_v1_api_proto_msgTypes[60]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListFunctionEventInvokeConfigsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListFunctionEventInvokeConfigsResponse) ProtoMessage() {}
+
+func (x *ListFunctionEventInvokeConfigsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_doze_v1_api_proto_msgTypes[60]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListFunctionEventInvokeConfigsResponse.ProtoReflect.Descriptor instead.
+func (*ListFunctionEventInvokeConfigsResponse) Descriptor() ([]byte, []int) {
+	return file_doze_v1_api_proto_rawDescGZIP(), []int{60}
+}
+
+func (x *ListFunctionEventInvokeConfigsResponse) GetFunctionEventInvokeConfigs() []*FunctionEventInvokeConfig {
+	if x != nil {
+		return x.FunctionEventInvokeConfigs
+	}
+	return nil
+}
+
+func (x *ListFunctionEventInvokeConfigsResponse) GetNextMarker() string {
+	if x != nil && x.NextMarker != nil {
+		return *x.NextMarker
+	}
+	return ""
+}
+
 type ListVersionsByFunctionRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	FunctionName  *string                `protobuf:"bytes,1,opt,name=function_name,json=FunctionName,proto3,oneof" json:"function_name,omitempty"`
@@ -3670,7 +4291,7 @@ type ListVersionsByFunctionRequest struct {
 
 func (x *ListVersionsByFunctionRequest) Reset() {
 	*x = ListVersionsByFunctionRequest{}
-	mi := &file_doze_v1_api_proto_msgTypes[50]
+	mi := &file_doze_v1_api_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3682,7 +4303,7 @@ func (x *ListVersionsByFunctionRequest) String() string {
 func (*ListVersionsByFunctionRequest) ProtoMessage() {}
 
 func (x *ListVersionsByFunctionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_doze_v1_api_proto_msgTypes[50]
+	mi := &file_doze_v1_api_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3695,7 +4316,7 @@ func (x *ListVersionsByFunctionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListVersionsByFunctionRequest.ProtoReflect.Descriptor instead.
 func (*ListVersionsByFunctionRequest) Descriptor() ([]byte, []int) {
-	return file_doze_v1_api_proto_rawDescGZIP(), []int{50}
+	return file_doze_v1_api_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *ListVersionsByFunctionRequest) GetFunctionName() string {
@@ -3729,7 +4350,7 @@ type ListVersionsByFunctionResponse struct {
 
 func (x *ListVersionsByFunctionResponse) Reset() {
 	*x = ListVersionsByFunctionResponse{}
-	mi := &file_doze_v1_api_proto_msgTypes[51]
+	mi := &file_doze_v1_api_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3741,7 +4362,7 @@ func (x *ListVersionsByFunctionResponse) String() string {
 func (*ListVersionsByFunctionResponse) ProtoMessage() {}
 
 func (x *ListVersionsByFunctionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_doze_v1_api_proto_msgTypes[51]
+	mi := &file_doze_v1_api_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3754,7 +4375,7 @@ func (x *ListVersionsByFunctionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListVersionsByFunctionResponse.ProtoReflect.Descriptor instead.
 func (*ListVersionsByFunctionResponse) Descriptor() ([]byte, []int) {
-	return file_doze_v1_api_proto_rawDescGZIP(), []int{51}
+	return file_doze_v1_api_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *ListVersionsByFunctionResponse) GetNextMarker() string {
@@ -3780,7 +4401,7 @@ type GetFunctionCodeSigningConfigRequest struct {
 
 func (x *GetFunctionCodeSigningConfigRequest) Reset() {
 	*x = GetFunctionCodeSigningConfigRequest{}
-	mi := &file_doze_v1_api_proto_msgTypes[52]
+	mi := &file_doze_v1_api_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3792,7 +4413,7 @@ func (x *GetFunctionCodeSigningConfigRequest) String() string {
 func (*GetFunctionCodeSigningConfigRequest) ProtoMessage() {}
 
 func (x *GetFunctionCodeSigningConfigRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_doze_v1_api_proto_msgTypes[52]
+	mi := &file_doze_v1_api_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3805,7 +4426,7 @@ func (x *GetFunctionCodeSigningConfigRequest) ProtoReflect() protoreflect.Messag
 
 // Deprecated: Use GetFunctionCodeSigningConfigRequest.ProtoReflect.Descriptor instead.
 func (*GetFunctionCodeSigningConfigRequest) Descriptor() ([]byte, []int) {
-	return file_doze_v1_api_proto_rawDescGZIP(), []int{52}
+	return file_doze_v1_api_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *GetFunctionCodeSigningConfigRequest) GetFunctionName() string {
@@ -3825,7 +4446,7 @@ type GetFunctionCodeSigningConfigResponse struct {
 
 func (x *GetFunctionCodeSigningConfigResponse) Reset() {
 	*x = GetFunctionCodeSigningConfigResponse{}
-	mi := &file_doze_v1_api_proto_msgTypes[53]
+	mi := &file_doze_v1_api_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3837,7 +4458,7 @@ func (x *GetFunctionCodeSigningConfigResponse) String() string {
 func (*GetFunctionCodeSigningConfigResponse) ProtoMessage() {}
 
 func (x *GetFunctionCodeSigningConfigResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_doze_v1_api_proto_msgTypes[53]
+	mi := &file_doze_v1_api_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3850,7 +4471,7 @@ func (x *GetFunctionCodeSigningConfigResponse) ProtoReflect() protoreflect.Messa
 
 // Deprecated: Use GetFunctionCodeSigningConfigResponse.ProtoReflect.Descriptor instead.
 func (*GetFunctionCodeSigningConfigResponse) Descriptor() ([]byte, []int) {
-	return file_doze_v1_api_proto_rawDescGZIP(), []int{53}
+	return file_doze_v1_api_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *GetFunctionCodeSigningConfigResponse) GetCodeSigningConfigArn() string {
@@ -3877,7 +4498,7 @@ type PutFunctionConcurrencyRequest struct {
 
 func (x *PutFunctionConcurrencyRequest) Reset() {
 	*x = PutFunctionConcurrencyRequest{}
-	mi := &file_doze_v1_api_proto_msgTypes[54]
+	mi := &file_doze_v1_api_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3889,7 +4510,7 @@ func (x *PutFunctionConcurrencyRequest) String() string {
 func (*PutFunctionConcurrencyRequest) ProtoMessage() {}
 
 func (x *PutFunctionConcurrencyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_doze_v1_api_proto_msgTypes[54]
+	mi := &file_doze_v1_api_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3902,7 +4523,7 @@ func (x *PutFunctionConcurrencyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutFunctionConcurrencyRequest.ProtoReflect.Descriptor instead.
 func (*PutFunctionConcurrencyRequest) Descriptor() ([]byte, []int) {
-	return file_doze_v1_api_proto_rawDescGZIP(), []int{54}
+	return file_doze_v1_api_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *PutFunctionConcurrencyRequest) GetFunctionName() string {
@@ -3928,7 +4549,7 @@ type GetFunctionConcurrencyRequest struct {
 
 func (x *GetFunctionConcurrencyRequest) Reset() {
 	*x = GetFunctionConcurrencyRequest{}
-	mi := &file_doze_v1_api_proto_msgTypes[55]
+	mi := &file_doze_v1_api_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3940,7 +4561,7 @@ func (x *GetFunctionConcurrencyRequest) String() string {
 func (*GetFunctionConcurrencyRequest) ProtoMessage() {}
 
 func (x *GetFunctionConcurrencyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_doze_v1_api_proto_msgTypes[55]
+	mi := &file_doze_v1_api_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3953,7 +4574,7 @@ func (x *GetFunctionConcurrencyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetFunctionConcurrencyRequest.ProtoReflect.Descriptor instead.
 func (*GetFunctionConcurrencyRequest) Descriptor() ([]byte, []int) {
-	return file_doze_v1_api_proto_rawDescGZIP(), []int{55}
+	return file_doze_v1_api_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *GetFunctionConcurrencyRequest) GetFunctionName() string {
@@ -3972,7 +4593,7 @@ type GetFunctionConcurrencyResponse struct {
 
 func (x *GetFunctionConcurrencyResponse) Reset() {
 	*x = GetFunctionConcurrencyResponse{}
-	mi := &file_doze_v1_api_proto_msgTypes[56]
+	mi := &file_doze_v1_api_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3984,7 +4605,7 @@ func (x *GetFunctionConcurrencyResponse) String() string {
 func (*GetFunctionConcurrencyResponse) ProtoMessage() {}
 
 func (x *GetFunctionConcurrencyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_doze_v1_api_proto_msgTypes[56]
+	mi := &file_doze_v1_api_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3997,7 +4618,7 @@ func (x *GetFunctionConcurrencyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetFunctionConcurrencyResponse.ProtoReflect.Descriptor instead.
 func (*GetFunctionConcurrencyResponse) Descriptor() ([]byte, []int) {
-	return file_doze_v1_api_proto_rawDescGZIP(), []int{56}
+	return file_doze_v1_api_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *GetFunctionConcurrencyResponse) GetReservedConcurrentExecutions() int32 {
@@ -4016,7 +4637,7 @@ type DeleteFunctionConcurrencyRequest struct {
 
 func (x *DeleteFunctionConcurrencyRequest) Reset() {
 	*x = DeleteFunctionConcurrencyRequest{}
-	mi := &file_doze_v1_api_proto_msgTypes[57]
+	mi := &file_doze_v1_api_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4028,7 +4649,7 @@ func (x *DeleteFunctionConcurrencyRequest) String() string {
 func (*DeleteFunctionConcurrencyRequest) ProtoMessage() {}
 
 func (x *DeleteFunctionConcurrencyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_doze_v1_api_proto_msgTypes[57]
+	mi := &file_doze_v1_api_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4041,7 +4662,7 @@ func (x *DeleteFunctionConcurrencyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteFunctionConcurrencyRequest.ProtoReflect.Descriptor instead.
 func (*DeleteFunctionConcurrencyRequest) Descriptor() ([]byte, []int) {
-	return file_doze_v1_api_proto_rawDescGZIP(), []int{57}
+	return file_doze_v1_api_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *DeleteFunctionConcurrencyRequest) GetFunctionName() string {
@@ -4059,7 +4680,7 @@ type DeleteFunctionConcurrencyResponse struct {
 
 func (x *DeleteFunctionConcurrencyResponse) Reset() {
 	*x = DeleteFunctionConcurrencyResponse{}
-	mi := &file_doze_v1_api_proto_msgTypes[58]
+	mi := &file_doze_v1_api_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4071,7 +4692,7 @@ func (x *DeleteFunctionConcurrencyResponse) String() string {
 func (*DeleteFunctionConcurrencyResponse) ProtoMessage() {}
 
 func (x *DeleteFunctionConcurrencyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_doze_v1_api_proto_msgTypes[58]
+	mi := &file_doze_v1_api_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4084,7 +4705,7 @@ func (x *DeleteFunctionConcurrencyResponse) ProtoReflect() protoreflect.Message 
 
 // Deprecated: Use DeleteFunctionConcurrencyResponse.ProtoReflect.Descriptor instead.
 func (*DeleteFunctionConcurrencyResponse) Descriptor() ([]byte, []int) {
-	return file_doze_v1_api_proto_rawDescGZIP(), []int{58}
+	return file_doze_v1_api_proto_rawDescGZIP(), []int{69}
 }
 
 type AddPermissionRequest struct {
@@ -4107,7 +4728,7 @@ type AddPermissionRequest struct {
 
 func (x *AddPermissionRequest) Reset() {
 	*x = AddPermissionRequest{}
-	mi := &file_doze_v1_api_proto_msgTypes[59]
+	mi := &file_doze_v1_api_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4119,7 +4740,7 @@ func (x *AddPermissionRequest) String() string {
 func (*AddPermissionRequest) ProtoMessage() {}
 
 func (x *AddPermissionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_doze_v1_api_proto_msgTypes[59]
+	mi := &file_doze_v1_api_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4132,7 +4753,7 @@ func (x *AddPermissionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddPermissionRequest.ProtoReflect.Descriptor instead.
 func (*AddPermissionRequest) Descriptor() ([]byte, []int) {
-	return file_doze_v1_api_proto_rawDescGZIP(), []int{59}
+	return file_doze_v1_api_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *AddPermissionRequest) GetFunctionName() string {
@@ -4228,7 +4849,7 @@ type AddPermissionResponse struct {
 
 func (x *AddPermissionResponse) Reset() {
 	*x = AddPermissionResponse{}
-	mi := &file_doze_v1_api_proto_msgTypes[60]
+	mi := &file_doze_v1_api_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4240,7 +4861,7 @@ func (x *AddPermissionResponse) String() string {
 func (*AddPermissionResponse) ProtoMessage() {}
 
 func (x *AddPermissionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_doze_v1_api_proto_msgTypes[60]
+	mi := &file_doze_v1_api_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4253,7 +4874,7 @@ func (x *AddPermissionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddPermissionResponse.ProtoReflect.Descriptor instead.
 func (*AddPermissionResponse) Descriptor() ([]byte, []int) {
-	return file_doze_v1_api_proto_rawDescGZIP(), []int{60}
+	return file_doze_v1_api_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *AddPermissionResponse) GetStatement() string {
@@ -4273,7 +4894,7 @@ type GetPolicyRequest struct {
 
 func (x *GetPolicyRequest) Reset() {
 	*x = GetPolicyRequest{}
-	mi := &file_doze_v1_api_proto_msgTypes[61]
+	mi := &file_doze_v1_api_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4285,7 +4906,7 @@ func (x *GetPolicyRequest) String() string {
 func (*GetPolicyRequest) ProtoMessage() {}
 
 func (x *GetPolicyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_doze_v1_api_proto_msgTypes[61]
+	mi := &file_doze_v1_api_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4298,7 +4919,7 @@ func (x *GetPolicyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetPolicyRequest.ProtoReflect.Descriptor instead.
 func (*GetPolicyRequest) Descriptor() ([]byte, []int) {
-	return file_doze_v1_api_proto_rawDescGZIP(), []int{61}
+	return file_doze_v1_api_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *GetPolicyRequest) GetFunctionName() string {
@@ -4325,7 +4946,7 @@ type GetPolicyResponse struct {
 
 func (x *GetPolicyResponse) Reset() {
 	*x = GetPolicyResponse{}
-	mi := &file_doze_v1_api_proto_msgTypes[62]
+	mi := &file_doze_v1_api_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4337,7 +4958,7 @@ func (x *GetPolicyResponse) String() string {
 func (*GetPolicyResponse) ProtoMessage() {}
 
 func (x *GetPolicyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_doze_v1_api_proto_msgTypes[62]
+	mi := &file_doze_v1_api_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4350,7 +4971,7 @@ func (x *GetPolicyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetPolicyResponse.ProtoReflect.Descriptor instead.
 func (*GetPolicyResponse) Descriptor() ([]byte, []int) {
-	return file_doze_v1_api_proto_rawDescGZIP(), []int{62}
+	return file_doze_v1_api_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *GetPolicyResponse) GetPolicy() string {
@@ -4379,7 +5000,7 @@ type RemovePermissionRequest struct {
 
 func (x *RemovePermissionRequest) Reset() {
 	*x = RemovePermissionRequest{}
-	mi := &file_doze_v1_api_proto_msgTypes[63]
+	mi := &file_doze_v1_api_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4391,7 +5012,7 @@ func (x *RemovePermissionRequest) String() string {
 func (*RemovePermissionRequest) ProtoMessage() {}
 
 func (x *RemovePermissionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_doze_v1_api_proto_msgTypes[63]
+	mi := &file_doze_v1_api_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4404,7 +5025,7 @@ func (x *RemovePermissionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemovePermissionRequest.ProtoReflect.Descriptor instead.
 func (*RemovePermissionRequest) Descriptor() ([]byte, []int) {
-	return file_doze_v1_api_proto_rawDescGZIP(), []int{63}
+	return file_doze_v1_api_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *RemovePermissionRequest) GetFunctionName() string {
@@ -4443,7 +5064,7 @@ type RemovePermissionResponse struct {
 
 func (x *RemovePermissionResponse) Reset() {
 	*x = RemovePermissionResponse{}
-	mi := &file_doze_v1_api_proto_msgTypes[64]
+	mi := &file_doze_v1_api_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4455,7 +5076,7 @@ func (x *RemovePermissionResponse) String() string {
 func (*RemovePermissionResponse) ProtoMessage() {}
 
 func (x *RemovePermissionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_doze_v1_api_proto_msgTypes[64]
+	mi := &file_doze_v1_api_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4468,7 +5089,7 @@ func (x *RemovePermissionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemovePermissionResponse.ProtoReflect.Descriptor instead.
 func (*RemovePermissionResponse) Descriptor() ([]byte, []int) {
-	return file_doze_v1_api_proto_rawDescGZIP(), []int{64}
+	return file_doze_v1_api_proto_rawDescGZIP(), []int{75}
 }
 
 type TagResourceRequest struct {
@@ -4481,7 +5102,7 @@ type TagResourceRequest struct {
 
 func (x *TagResourceRequest) Reset() {
 	*x = TagResourceRequest{}
-	mi := &file_doze_v1_api_proto_msgTypes[65]
+	mi := &file_doze_v1_api_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4493,7 +5114,7 @@ func (x *TagResourceRequest) String() string {
 func (*TagResourceRequest) ProtoMessage() {}
 
 func (x *TagResourceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_doze_v1_api_proto_msgTypes[65]
+	mi := &file_doze_v1_api_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4506,7 +5127,7 @@ func (x *TagResourceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TagResourceRequest.ProtoReflect.Descriptor instead.
 func (*TagResourceRequest) Descriptor() ([]byte, []int) {
-	return file_doze_v1_api_proto_rawDescGZIP(), []int{65}
+	return file_doze_v1_api_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *TagResourceRequest) GetResource() string {
@@ -4531,7 +5152,7 @@ type TagResourceResponse struct {
 
 func (x *TagResourceResponse) Reset() {
 	*x = TagResourceResponse{}
-	mi := &file_doze_v1_api_proto_msgTypes[66]
+	mi := &file_doze_v1_api_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4543,7 +5164,7 @@ func (x *TagResourceResponse) String() string {
 func (*TagResourceResponse) ProtoMessage() {}
 
 func (x *TagResourceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_doze_v1_api_proto_msgTypes[66]
+	mi := &file_doze_v1_api_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4556,7 +5177,7 @@ func (x *TagResourceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TagResourceResponse.ProtoReflect.Descriptor instead.
 func (*TagResourceResponse) Descriptor() ([]byte, []int) {
-	return file_doze_v1_api_proto_rawDescGZIP(), []int{66}
+	return file_doze_v1_api_proto_rawDescGZIP(), []int{77}
 }
 
 type UntagResourceRequest struct {
@@ -4569,7 +5190,7 @@ type UntagResourceRequest struct {
 
 func (x *UntagResourceRequest) Reset() {
 	*x = UntagResourceRequest{}
-	mi := &file_doze_v1_api_proto_msgTypes[67]
+	mi := &file_doze_v1_api_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4581,7 +5202,7 @@ func (x *UntagResourceRequest) String() string {
 func (*UntagResourceRequest) ProtoMessage() {}
 
 func (x *UntagResourceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_doze_v1_api_proto_msgTypes[67]
+	mi := &file_doze_v1_api_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4594,7 +5215,7 @@ func (x *UntagResourceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UntagResourceRequest.ProtoReflect.Descriptor instead.
 func (*UntagResourceRequest) Descriptor() ([]byte, []int) {
-	return file_doze_v1_api_proto_rawDescGZIP(), []int{67}
+	return file_doze_v1_api_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *UntagResourceRequest) GetResource() string {
@@ -4619,7 +5240,7 @@ type UntagResourceResponse struct {
 
 func (x *UntagResourceResponse) Reset() {
 	*x = UntagResourceResponse{}
-	mi := &file_doze_v1_api_proto_msgTypes[68]
+	mi := &file_doze_v1_api_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4631,7 +5252,7 @@ func (x *UntagResourceResponse) String() string {
 func (*UntagResourceResponse) ProtoMessage() {}
 
 func (x *UntagResourceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_doze_v1_api_proto_msgTypes[68]
+	mi := &file_doze_v1_api_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4644,7 +5265,7 @@ func (x *UntagResourceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UntagResourceResponse.ProtoReflect.Descriptor instead.
 func (*UntagResourceResponse) Descriptor() ([]byte, []int) {
-	return file_doze_v1_api_proto_rawDescGZIP(), []int{68}
+	return file_doze_v1_api_proto_rawDescGZIP(), []int{79}
 }
 
 type ListTagsRequest struct {
@@ -4656,7 +5277,7 @@ type ListTagsRequest struct {
 
 func (x *ListTagsRequest) Reset() {
 	*x = ListTagsRequest{}
-	mi := &file_doze_v1_api_proto_msgTypes[69]
+	mi := &file_doze_v1_api_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4668,7 +5289,7 @@ func (x *ListTagsRequest) String() string {
 func (*ListTagsRequest) ProtoMessage() {}
 
 func (x *ListTagsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_doze_v1_api_proto_msgTypes[69]
+	mi := &file_doze_v1_api_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4681,7 +5302,7 @@ func (x *ListTagsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTagsRequest.ProtoReflect.Descriptor instead.
 func (*ListTagsRequest) Descriptor() ([]byte, []int) {
-	return file_doze_v1_api_proto_rawDescGZIP(), []int{69}
+	return file_doze_v1_api_proto_rawDescGZIP(), []int{80}
 }
 
 func (x *ListTagsRequest) GetResource() string {
@@ -4700,7 +5321,7 @@ type ListTagsResponse struct {
 
 func (x *ListTagsResponse) Reset() {
 	*x = ListTagsResponse{}
-	mi := &file_doze_v1_api_proto_msgTypes[70]
+	mi := &file_doze_v1_api_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4712,7 +5333,7 @@ func (x *ListTagsResponse) String() string {
 func (*ListTagsResponse) ProtoMessage() {}
 
 func (x *ListTagsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_doze_v1_api_proto_msgTypes[70]
+	mi := &file_doze_v1_api_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4725,7 +5346,7 @@ func (x *ListTagsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTagsResponse.ProtoReflect.Descriptor instead.
 func (*ListTagsResponse) Descriptor() ([]byte, []int) {
-	return file_doze_v1_api_proto_rawDescGZIP(), []int{70}
+	return file_doze_v1_api_proto_rawDescGZIP(), []int{81}
 }
 
 func (x *ListTagsResponse) GetTags() map[string]string {
@@ -4743,7 +5364,7 @@ type GetAccountSettingsRequest struct {
 
 func (x *GetAccountSettingsRequest) Reset() {
 	*x = GetAccountSettingsRequest{}
-	mi := &file_doze_v1_api_proto_msgTypes[71]
+	mi := &file_doze_v1_api_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4755,7 +5376,7 @@ func (x *GetAccountSettingsRequest) String() string {
 func (*GetAccountSettingsRequest) ProtoMessage() {}
 
 func (x *GetAccountSettingsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_doze_v1_api_proto_msgTypes[71]
+	mi := &file_doze_v1_api_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4768,7 +5389,7 @@ func (x *GetAccountSettingsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetAccountSettingsRequest.ProtoReflect.Descriptor instead.
 func (*GetAccountSettingsRequest) Descriptor() ([]byte, []int) {
-	return file_doze_v1_api_proto_rawDescGZIP(), []int{71}
+	return file_doze_v1_api_proto_rawDescGZIP(), []int{82}
 }
 
 type AccountLimit struct {
@@ -4784,7 +5405,7 @@ type AccountLimit struct {
 
 func (x *AccountLimit) Reset() {
 	*x = AccountLimit{}
-	mi := &file_doze_v1_api_proto_msgTypes[72]
+	mi := &file_doze_v1_api_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4796,7 +5417,7 @@ func (x *AccountLimit) String() string {
 func (*AccountLimit) ProtoMessage() {}
 
 func (x *AccountLimit) ProtoReflect() protoreflect.Message {
-	mi := &file_doze_v1_api_proto_msgTypes[72]
+	mi := &file_doze_v1_api_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4809,7 +5430,7 @@ func (x *AccountLimit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AccountLimit.ProtoReflect.Descriptor instead.
 func (*AccountLimit) Descriptor() ([]byte, []int) {
-	return file_doze_v1_api_proto_rawDescGZIP(), []int{72}
+	return file_doze_v1_api_proto_rawDescGZIP(), []int{83}
 }
 
 func (x *AccountLimit) GetTotalCodeSize() int64 {
@@ -4857,7 +5478,7 @@ type AccountUsage struct {
 
 func (x *AccountUsage) Reset() {
 	*x = AccountUsage{}
-	mi := &file_doze_v1_api_proto_msgTypes[73]
+	mi := &file_doze_v1_api_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4869,7 +5490,7 @@ func (x *AccountUsage) String() string {
 func (*AccountUsage) ProtoMessage() {}
 
 func (x *AccountUsage) ProtoReflect() protoreflect.Message {
-	mi := &file_doze_v1_api_proto_msgTypes[73]
+	mi := &file_doze_v1_api_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4882,7 +5503,7 @@ func (x *AccountUsage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AccountUsage.ProtoReflect.Descriptor instead.
 func (*AccountUsage) Descriptor() ([]byte, []int) {
-	return file_doze_v1_api_proto_rawDescGZIP(), []int{73}
+	return file_doze_v1_api_proto_rawDescGZIP(), []int{84}
 }
 
 func (x *AccountUsage) GetTotalCodeSize() int64 {
@@ -4909,7 +5530,7 @@ type GetAccountSettingsResponse struct {
 
 func (x *GetAccountSettingsResponse) Reset() {
 	*x = GetAccountSettingsResponse{}
-	mi := &file_doze_v1_api_proto_msgTypes[74]
+	mi := &file_doze_v1_api_proto_msgTypes[85]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4921,7 +5542,7 @@ func (x *GetAccountSettingsResponse) String() string {
 func (*GetAccountSettingsResponse) ProtoMessage() {}
 
 func (x *GetAccountSettingsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_doze_v1_api_proto_msgTypes[74]
+	mi := &file_doze_v1_api_proto_msgTypes[85]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4934,7 +5555,7 @@ func (x *GetAccountSettingsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetAccountSettingsResponse.ProtoReflect.Descriptor instead.
 func (*GetAccountSettingsResponse) Descriptor() ([]byte, []int) {
-	return file_doze_v1_api_proto_rawDescGZIP(), []int{74}
+	return file_doze_v1_api_proto_rawDescGZIP(), []int{85}
 }
 
 func (x *GetAccountSettingsResponse) GetAccountLimit() *AccountLimit {
@@ -4961,7 +5582,7 @@ type LayerVersionArnList struct {
 
 func (x *LayerVersionArnList) Reset() {
 	*x = LayerVersionArnList{}
-	mi := &file_doze_v1_api_proto_msgTypes[75]
+	mi := &file_doze_v1_api_proto_msgTypes[86]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4973,7 +5594,7 @@ func (x *LayerVersionArnList) String() string {
 func (*LayerVersionArnList) ProtoMessage() {}
 
 func (x *LayerVersionArnList) ProtoReflect() protoreflect.Message {
-	mi := &file_doze_v1_api_proto_msgTypes[75]
+	mi := &file_doze_v1_api_proto_msgTypes[86]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4986,7 +5607,7 @@ func (x *LayerVersionArnList) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LayerVersionArnList.ProtoReflect.Descriptor instead.
 func (*LayerVersionArnList) Descriptor() ([]byte, []int) {
-	return file_doze_v1_api_proto_rawDescGZIP(), []int{75}
+	return file_doze_v1_api_proto_rawDescGZIP(), []int{86}
 }
 
 func (x *LayerVersionArnList) GetItems() []string {
@@ -5006,7 +5627,7 @@ type FileSystemConfigList struct {
 
 func (x *FileSystemConfigList) Reset() {
 	*x = FileSystemConfigList{}
-	mi := &file_doze_v1_api_proto_msgTypes[76]
+	mi := &file_doze_v1_api_proto_msgTypes[87]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5018,7 +5639,7 @@ func (x *FileSystemConfigList) String() string {
 func (*FileSystemConfigList) ProtoMessage() {}
 
 func (x *FileSystemConfigList) ProtoReflect() protoreflect.Message {
-	mi := &file_doze_v1_api_proto_msgTypes[76]
+	mi := &file_doze_v1_api_proto_msgTypes[87]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5031,7 +5652,7 @@ func (x *FileSystemConfigList) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FileSystemConfigList.ProtoReflect.Descriptor instead.
 func (*FileSystemConfigList) Descriptor() ([]byte, []int) {
-	return file_doze_v1_api_proto_rawDescGZIP(), []int{76}
+	return file_doze_v1_api_proto_rawDescGZIP(), []int{87}
 }
 
 func (x *FileSystemConfigList) GetItems() []*FileSystemConfig {
@@ -5062,7 +5683,7 @@ type ErrorDetail struct {
 
 func (x *ErrorDetail) Reset() {
 	*x = ErrorDetail{}
-	mi := &file_doze_v1_api_proto_msgTypes[77]
+	mi := &file_doze_v1_api_proto_msgTypes[88]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5074,7 +5695,7 @@ func (x *ErrorDetail) String() string {
 func (*ErrorDetail) ProtoMessage() {}
 
 func (x *ErrorDetail) ProtoReflect() protoreflect.Message {
-	mi := &file_doze_v1_api_proto_msgTypes[77]
+	mi := &file_doze_v1_api_proto_msgTypes[88]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5087,7 +5708,7 @@ func (x *ErrorDetail) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ErrorDetail.ProtoReflect.Descriptor instead.
 func (*ErrorDetail) Descriptor() ([]byte, []int) {
-	return file_doze_v1_api_proto_rawDescGZIP(), []int{77}
+	return file_doze_v1_api_proto_rawDescGZIP(), []int{88}
 }
 
 func (x *ErrorDetail) GetCode() string {
@@ -5147,7 +5768,7 @@ type InstancesRequest struct {
 
 func (x *InstancesRequest) Reset() {
 	*x = InstancesRequest{}
-	mi := &file_doze_v1_api_proto_msgTypes[78]
+	mi := &file_doze_v1_api_proto_msgTypes[89]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5159,7 +5780,7 @@ func (x *InstancesRequest) String() string {
 func (*InstancesRequest) ProtoMessage() {}
 
 func (x *InstancesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_doze_v1_api_proto_msgTypes[78]
+	mi := &file_doze_v1_api_proto_msgTypes[89]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5172,7 +5793,7 @@ func (x *InstancesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InstancesRequest.ProtoReflect.Descriptor instead.
 func (*InstancesRequest) Descriptor() ([]byte, []int) {
-	return file_doze_v1_api_proto_rawDescGZIP(), []int{78}
+	return file_doze_v1_api_proto_rawDescGZIP(), []int{89}
 }
 
 type InstancesResponse struct {
@@ -5184,7 +5805,7 @@ type InstancesResponse struct {
 
 func (x *InstancesResponse) Reset() {
 	*x = InstancesResponse{}
-	mi := &file_doze_v1_api_proto_msgTypes[79]
+	mi := &file_doze_v1_api_proto_msgTypes[90]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5196,7 +5817,7 @@ func (x *InstancesResponse) String() string {
 func (*InstancesResponse) ProtoMessage() {}
 
 func (x *InstancesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_doze_v1_api_proto_msgTypes[79]
+	mi := &file_doze_v1_api_proto_msgTypes[90]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5209,7 +5830,7 @@ func (x *InstancesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InstancesResponse.ProtoReflect.Descriptor instead.
 func (*InstancesResponse) Descriptor() ([]byte, []int) {
-	return file_doze_v1_api_proto_rawDescGZIP(), []int{79}
+	return file_doze_v1_api_proto_rawDescGZIP(), []int{90}
 }
 
 func (x *InstancesResponse) GetInstances() []*Instance {
@@ -5245,7 +5866,7 @@ type Instance struct {
 
 func (x *Instance) Reset() {
 	*x = Instance{}
-	mi := &file_doze_v1_api_proto_msgTypes[80]
+	mi := &file_doze_v1_api_proto_msgTypes[91]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5257,7 +5878,7 @@ func (x *Instance) String() string {
 func (*Instance) ProtoMessage() {}
 
 func (x *Instance) ProtoReflect() protoreflect.Message {
-	mi := &file_doze_v1_api_proto_msgTypes[80]
+	mi := &file_doze_v1_api_proto_msgTypes[91]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5270,7 +5891,7 @@ func (x *Instance) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Instance.ProtoReflect.Descriptor instead.
 func (*Instance) Descriptor() ([]byte, []int) {
-	return file_doze_v1_api_proto_rawDescGZIP(), []int{80}
+	return file_doze_v1_api_proto_rawDescGZIP(), []int{91}
 }
 
 func (x *Instance) GetId() string {
@@ -5351,7 +5972,7 @@ type RuntimesRequest struct {
 
 func (x *RuntimesRequest) Reset() {
 	*x = RuntimesRequest{}
-	mi := &file_doze_v1_api_proto_msgTypes[81]
+	mi := &file_doze_v1_api_proto_msgTypes[92]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5363,7 +5984,7 @@ func (x *RuntimesRequest) String() string {
 func (*RuntimesRequest) ProtoMessage() {}
 
 func (x *RuntimesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_doze_v1_api_proto_msgTypes[81]
+	mi := &file_doze_v1_api_proto_msgTypes[92]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5376,7 +5997,7 @@ func (x *RuntimesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RuntimesRequest.ProtoReflect.Descriptor instead.
 func (*RuntimesRequest) Descriptor() ([]byte, []int) {
-	return file_doze_v1_api_proto_rawDescGZIP(), []int{81}
+	return file_doze_v1_api_proto_rawDescGZIP(), []int{92}
 }
 
 type RuntimesResponse struct {
@@ -5388,7 +6009,7 @@ type RuntimesResponse struct {
 
 func (x *RuntimesResponse) Reset() {
 	*x = RuntimesResponse{}
-	mi := &file_doze_v1_api_proto_msgTypes[82]
+	mi := &file_doze_v1_api_proto_msgTypes[93]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5400,7 +6021,7 @@ func (x *RuntimesResponse) String() string {
 func (*RuntimesResponse) ProtoMessage() {}
 
 func (x *RuntimesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_doze_v1_api_proto_msgTypes[82]
+	mi := &file_doze_v1_api_proto_msgTypes[93]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5413,7 +6034,7 @@ func (x *RuntimesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RuntimesResponse.ProtoReflect.Descriptor instead.
 func (*RuntimesResponse) Descriptor() ([]byte, []int) {
-	return file_doze_v1_api_proto_rawDescGZIP(), []int{82}
+	return file_doze_v1_api_proto_rawDescGZIP(), []int{93}
 }
 
 func (x *RuntimesResponse) GetRuntimes() []*Runtime {
@@ -5433,7 +6054,7 @@ type GetBillRequest struct {
 
 func (x *GetBillRequest) Reset() {
 	*x = GetBillRequest{}
-	mi := &file_doze_v1_api_proto_msgTypes[83]
+	mi := &file_doze_v1_api_proto_msgTypes[94]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5445,7 +6066,7 @@ func (x *GetBillRequest) String() string {
 func (*GetBillRequest) ProtoMessage() {}
 
 func (x *GetBillRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_doze_v1_api_proto_msgTypes[83]
+	mi := &file_doze_v1_api_proto_msgTypes[94]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5458,7 +6079,7 @@ func (x *GetBillRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetBillRequest.ProtoReflect.Descriptor instead.
 func (*GetBillRequest) Descriptor() ([]byte, []int) {
-	return file_doze_v1_api_proto_rawDescGZIP(), []int{83}
+	return file_doze_v1_api_proto_rawDescGZIP(), []int{94}
 }
 
 func (x *GetBillRequest) GetMonth() string {
@@ -5482,7 +6103,7 @@ type Bill struct {
 
 func (x *Bill) Reset() {
 	*x = Bill{}
-	mi := &file_doze_v1_api_proto_msgTypes[84]
+	mi := &file_doze_v1_api_proto_msgTypes[95]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5494,7 +6115,7 @@ func (x *Bill) String() string {
 func (*Bill) ProtoMessage() {}
 
 func (x *Bill) ProtoReflect() protoreflect.Message {
-	mi := &file_doze_v1_api_proto_msgTypes[84]
+	mi := &file_doze_v1_api_proto_msgTypes[95]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5507,7 +6128,7 @@ func (x *Bill) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Bill.ProtoReflect.Descriptor instead.
 func (*Bill) Descriptor() ([]byte, []int) {
-	return file_doze_v1_api_proto_rawDescGZIP(), []int{84}
+	return file_doze_v1_api_proto_rawDescGZIP(), []int{95}
 }
 
 func (x *Bill) GetMonth() string {
@@ -5556,7 +6177,7 @@ type FunctionBill struct {
 
 func (x *FunctionBill) Reset() {
 	*x = FunctionBill{}
-	mi := &file_doze_v1_api_proto_msgTypes[85]
+	mi := &file_doze_v1_api_proto_msgTypes[96]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5568,7 +6189,7 @@ func (x *FunctionBill) String() string {
 func (*FunctionBill) ProtoMessage() {}
 
 func (x *FunctionBill) ProtoReflect() protoreflect.Message {
-	mi := &file_doze_v1_api_proto_msgTypes[85]
+	mi := &file_doze_v1_api_proto_msgTypes[96]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5581,7 +6202,7 @@ func (x *FunctionBill) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FunctionBill.ProtoReflect.Descriptor instead.
 func (*FunctionBill) Descriptor() ([]byte, []int) {
-	return file_doze_v1_api_proto_rawDescGZIP(), []int{85}
+	return file_doze_v1_api_proto_rawDescGZIP(), []int{96}
 }
 
 func (x *FunctionBill) GetFunction() string {
@@ -5641,7 +6262,7 @@ type GetStatusRequest struct {
 
 func (x *GetStatusRequest) Reset() {
 	*x = GetStatusRequest{}
-	mi := &file_doze_v1_api_proto_msgTypes[86]
+	mi := &file_doze_v1_api_proto_msgTypes[97]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5653,7 +6274,7 @@ func (x *GetStatusRequest) String() string {
 func (*GetStatusRequest) ProtoMessage() {}
 
 func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_doze_v1_api_proto_msgTypes[86]
+	mi := &file_doze_v1_api_proto_msgTypes[97]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5666,7 +6287,7 @@ func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatusRequest.ProtoReflect.Descriptor instead.
 func (*GetStatusRequest) Descriptor() ([]byte, []int) {
-	return file_doze_v1_api_proto_rawDescGZIP(), []int{86}
+	return file_doze_v1_api_proto_rawDescGZIP(), []int{97}
 }
 
 // Status is how the platform is.
@@ -5688,7 +6309,7 @@ type Status struct {
 
 func (x *Status) Reset() {
 	*x = Status{}
-	mi := &file_doze_v1_api_proto_msgTypes[87]
+	mi := &file_doze_v1_api_proto_msgTypes[98]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5700,7 +6321,7 @@ func (x *Status) String() string {
 func (*Status) ProtoMessage() {}
 
 func (x *Status) ProtoReflect() protoreflect.Message {
-	mi := &file_doze_v1_api_proto_msgTypes[87]
+	mi := &file_doze_v1_api_proto_msgTypes[98]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5713,7 +6334,7 @@ func (x *Status) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Status.ProtoReflect.Descriptor instead.
 func (*Status) Descriptor() ([]byte, []int) {
-	return file_doze_v1_api_proto_rawDescGZIP(), []int{87}
+	return file_doze_v1_api_proto_rawDescGZIP(), []int{98}
 }
 
 func (x *Status) GetVersion() string {
@@ -5794,7 +6415,7 @@ type WorkerStatus struct {
 
 func (x *WorkerStatus) Reset() {
 	*x = WorkerStatus{}
-	mi := &file_doze_v1_api_proto_msgTypes[88]
+	mi := &file_doze_v1_api_proto_msgTypes[99]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5806,7 +6427,7 @@ func (x *WorkerStatus) String() string {
 func (*WorkerStatus) ProtoMessage() {}
 
 func (x *WorkerStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_doze_v1_api_proto_msgTypes[88]
+	mi := &file_doze_v1_api_proto_msgTypes[99]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5819,7 +6440,7 @@ func (x *WorkerStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WorkerStatus.ProtoReflect.Descriptor instead.
 func (*WorkerStatus) Descriptor() ([]byte, []int) {
-	return file_doze_v1_api_proto_rawDescGZIP(), []int{88}
+	return file_doze_v1_api_proto_rawDescGZIP(), []int{99}
 }
 
 func (x *WorkerStatus) GetId() string {
@@ -5899,7 +6520,7 @@ type TailLogsRequest struct {
 
 func (x *TailLogsRequest) Reset() {
 	*x = TailLogsRequest{}
-	mi := &file_doze_v1_api_proto_msgTypes[89]
+	mi := &file_doze_v1_api_proto_msgTypes[100]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5911,7 +6532,7 @@ func (x *TailLogsRequest) String() string {
 func (*TailLogsRequest) ProtoMessage() {}
 
 func (x *TailLogsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_doze_v1_api_proto_msgTypes[89]
+	mi := &file_doze_v1_api_proto_msgTypes[100]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5924,7 +6545,7 @@ func (x *TailLogsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TailLogsRequest.ProtoReflect.Descriptor instead.
 func (*TailLogsRequest) Descriptor() ([]byte, []int) {
-	return file_doze_v1_api_proto_rawDescGZIP(), []int{89}
+	return file_doze_v1_api_proto_rawDescGZIP(), []int{100}
 }
 
 func (x *TailLogsRequest) GetFunctionName() string {
@@ -5961,7 +6582,7 @@ type LogRecord struct {
 
 func (x *LogRecord) Reset() {
 	*x = LogRecord{}
-	mi := &file_doze_v1_api_proto_msgTypes[90]
+	mi := &file_doze_v1_api_proto_msgTypes[101]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5973,7 +6594,7 @@ func (x *LogRecord) String() string {
 func (*LogRecord) ProtoMessage() {}
 
 func (x *LogRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_doze_v1_api_proto_msgTypes[90]
+	mi := &file_doze_v1_api_proto_msgTypes[101]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5986,7 +6607,7 @@ func (x *LogRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogRecord.ProtoReflect.Descriptor instead.
 func (*LogRecord) Descriptor() ([]byte, []int) {
-	return file_doze_v1_api_proto_rawDescGZIP(), []int{90}
+	return file_doze_v1_api_proto_rawDescGZIP(), []int{101}
 }
 
 func (x *LogRecord) GetAtMs() int64 {
@@ -6564,7 +7185,81 @@ const file_doze_v1_api_proto_rawDesc = "" +
 	"\xa2\xb8\x19\x06\bB\x10\x01 \x01H\x01R\x04Name\x88\x01\x01B\x10\n" +
 	"\x0e_function_nameB\a\n" +
 	"\x05_name\"\x15\n" +
-	"\x13DeleteAliasResponse\"\xd1\x01\n" +
+	"\x13DeleteAliasResponse\"J\n" +
+	"\tOnSuccess\x12-\n" +
+	"\vdestination\x18\x01 \x01(\tB\x06\xa2\xb8\x19\x02\bIH\x00R\vDestination\x88\x01\x01B\x0e\n" +
+	"\f_destination\"J\n" +
+	"\tOnFailure\x12-\n" +
+	"\vdestination\x18\x01 \x01(\tB\x06\xa2\xb8\x19\x02\bIH\x00R\vDestination\x88\x01\x01B\x0e\n" +
+	"\f_destination\"y\n" +
+	"\x11DestinationConfig\x121\n" +
+	"\n" +
+	"on_success\x18\x01 \x01(\v2\x12.doze.v1.OnSuccessR\tOnSuccess\x121\n" +
+	"\n" +
+	"on_failure\x18\x02 \x01(\v2\x12.doze.v1.OnFailureR\tOnFailure\"\x97\x03\n" +
+	"\x19FunctionEventInvokeConfig\x12(\n" +
+	"\rlast_modified\x18\x01 \x01(\x01H\x00R\fLastModified\x88\x01\x01\x12&\n" +
+	"\ffunction_arn\x18\x02 \x01(\tH\x01R\vFunctionArn\x88\x01\x01\x129\n" +
+	"\x16maximum_retry_attempts\x18\x03 \x01(\x05H\x02R\x14MaximumRetryAttempts\x88\x01\x01\x12C\n" +
+	"\x1cmaximum_event_age_in_seconds\x18\x04 \x01(\x05H\x03R\x18MaximumEventAgeInSeconds\x88\x01\x01\x12I\n" +
+	"\x12destination_config\x18\x05 \x01(\v2\x1a.doze.v1.DestinationConfigR\x11DestinationConfigB\x10\n" +
+	"\x0e_last_modifiedB\x0f\n" +
+	"\r_function_arnB\x19\n" +
+	"\x17_maximum_retry_attemptsB\x1f\n" +
+	"\x1d_maximum_event_age_in_seconds\"\xbf\x03\n" +
+	"#PutFunctionEventInvokeConfigRequest\x124\n" +
+	"\rfunction_name\x18\x01 \x01(\tB\n" +
+	"\xa2\xb8\x19\x06\b,\x10\x01 \x01H\x00R\fFunctionName\x88\x01\x01\x12+\n" +
+	"\tqualifier\x18\x02 \x01(\tB\b\xa2\xb8\x19\x04\b- \x02H\x01R\tQualifier\x88\x01\x01\x12A\n" +
+	"\x16maximum_retry_attempts\x18\x03 \x01(\x05B\x06\xa2\xb8\x19\x02\bGH\x02R\x14MaximumRetryAttempts\x88\x01\x01\x12K\n" +
+	"\x1cmaximum_event_age_in_seconds\x18\x04 \x01(\x05B\x06\xa2\xb8\x19\x02\bHH\x03R\x18MaximumEventAgeInSeconds\x88\x01\x01\x12I\n" +
+	"\x12destination_config\x18\x05 \x01(\v2\x1a.doze.v1.DestinationConfigR\x11DestinationConfigB\x10\n" +
+	"\x0e_function_nameB\f\n" +
+	"\n" +
+	"_qualifierB\x19\n" +
+	"\x17_maximum_retry_attemptsB\x1f\n" +
+	"\x1d_maximum_event_age_in_seconds\"\xc2\x03\n" +
+	"&UpdateFunctionEventInvokeConfigRequest\x124\n" +
+	"\rfunction_name\x18\x01 \x01(\tB\n" +
+	"\xa2\xb8\x19\x06\b,\x10\x01 \x01H\x00R\fFunctionName\x88\x01\x01\x12+\n" +
+	"\tqualifier\x18\x02 \x01(\tB\b\xa2\xb8\x19\x04\b- \x02H\x01R\tQualifier\x88\x01\x01\x12A\n" +
+	"\x16maximum_retry_attempts\x18\x03 \x01(\x05B\x06\xa2\xb8\x19\x02\bGH\x02R\x14MaximumRetryAttempts\x88\x01\x01\x12K\n" +
+	"\x1cmaximum_event_age_in_seconds\x18\x04 \x01(\x05B\x06\xa2\xb8\x19\x02\bHH\x03R\x18MaximumEventAgeInSeconds\x88\x01\x01\x12I\n" +
+	"\x12destination_config\x18\x05 \x01(\v2\x1a.doze.v1.DestinationConfigR\x11DestinationConfigB\x10\n" +
+	"\x0e_function_nameB\f\n" +
+	"\n" +
+	"_qualifierB\x19\n" +
+	"\x17_maximum_retry_attemptsB\x1f\n" +
+	"\x1d_maximum_event_age_in_seconds\"\xa8\x01\n" +
+	"#GetFunctionEventInvokeConfigRequest\x124\n" +
+	"\rfunction_name\x18\x01 \x01(\tB\n" +
+	"\xa2\xb8\x19\x06\b,\x10\x01 \x01H\x00R\fFunctionName\x88\x01\x01\x12+\n" +
+	"\tqualifier\x18\x02 \x01(\tB\b\xa2\xb8\x19\x04\b- \x02H\x01R\tQualifier\x88\x01\x01B\x10\n" +
+	"\x0e_function_nameB\f\n" +
+	"\n" +
+	"_qualifier\"\xab\x01\n" +
+	"&DeleteFunctionEventInvokeConfigRequest\x124\n" +
+	"\rfunction_name\x18\x01 \x01(\tB\n" +
+	"\xa2\xb8\x19\x06\b,\x10\x01 \x01H\x00R\fFunctionName\x88\x01\x01\x12+\n" +
+	"\tqualifier\x18\x02 \x01(\tB\b\xa2\xb8\x19\x04\b- \x02H\x01R\tQualifier\x88\x01\x01B\x10\n" +
+	"\x0e_function_nameB\f\n" +
+	"\n" +
+	"_qualifier\")\n" +
+	"'DeleteFunctionEventInvokeConfigResponse\"\xd9\x01\n" +
+	"%ListFunctionEventInvokeConfigsRequest\x124\n" +
+	"\rfunction_name\x18\x01 \x01(\tB\n" +
+	"\xa2\xb8\x19\x06\b,\x10\x01 \x01H\x00R\fFunctionName\x88\x01\x01\x12#\n" +
+	"\x06marker\x18\x02 \x01(\tB\x06\xa2\xb8\x19\x02 \x02H\x01R\x06Marker\x88\x01\x01\x12*\n" +
+	"\tmax_items\x18\x03 \x01(\x05B\b\xa2\xb8\x19\x04\bJ \x02H\x02R\bMaxItems\x88\x01\x01B\x10\n" +
+	"\x0e_function_nameB\t\n" +
+	"\a_markerB\f\n" +
+	"\n" +
+	"_max_items\"\xcd\x01\n" +
+	"&ListFunctionEventInvokeConfigsResponse\x12m\n" +
+	"\x1dfunction_event_invoke_configs\x18\x01 \x03(\v2\".doze.v1.FunctionEventInvokeConfigB\x06\xa2\xb8\x19\x02\x18\x01R\x1aFunctionEventInvokeConfigs\x12$\n" +
+	"\vnext_marker\x18\x02 \x01(\tH\x00R\n" +
+	"NextMarker\x88\x01\x01B\x0e\n" +
+	"\f_next_marker\"\xd1\x01\n" +
 	"\x1dListVersionsByFunctionRequest\x124\n" +
 	"\rfunction_name\x18\x01 \x01(\tB\n" +
 	"\xa2\xb8\x19\x06\b,\x10\x01 \x01H\x00R\fFunctionName\x88\x01\x01\x12#\n" +
@@ -6794,7 +7489,7 @@ const file_doze_v1_api_proto_rawDesc = "" +
 	"\tLogRecord\x12\x13\n" +
 	"\x05at_ms\x18\x01 \x01(\x03R\x04atMs\x12\x16\n" +
 	"\x06stream\x18\x02 \x01(\tR\x06stream\x12\x18\n" +
-	"\amessage\x18\x03 \x01(\tR\amessage2\x8d \n" +
+	"\amessage\x18\x03 \x01(\tR\amessage2\xd8'\n" +
 	"\x06Lambda\x12y\n" +
 	"\x0eCreateFunction\x12\x1e.doze.v1.CreateFunctionRequest\x1a\x1e.doze.v1.FunctionConfiguration\"'\xba\xb8\x19\x03\b\xc9\x01\x82\xd3\xe4\x93\x02\x1a:\x01*\"\x15/2015-03-31/functions\x12w\n" +
 	"\vGetFunction\x12\x1b.doze.v1.GetFunctionRequest\x1a\x1c.doze.v1.GetFunctionResponse\"-\x82\xd3\xe4\x93\x02'\x12%/2015-03-31/functions/{function_name}\x12\xa1\x01\n" +
@@ -6810,7 +7505,12 @@ const file_doze_v1_api_proto_rawDesc = "" +
 	"\bGetAlias\x12\x18.doze.v1.GetAliasRequest\x1a\x1b.doze.v1.AliasConfiguration\"<\x82\xd3\xe4\x93\x026\x124/2015-03-31/functions/{function_name}/aliases/{name}\x12\x7f\n" +
 	"\vListAliases\x12\x1b.doze.v1.ListAliasesRequest\x1a\x1c.doze.v1.ListAliasesResponse\"5\x82\xd3\xe4\x93\x02/\x12-/2015-03-31/functions/{function_name}/aliases\x12\x88\x01\n" +
 	"\vUpdateAlias\x12\x1b.doze.v1.UpdateAliasRequest\x1a\x1b.doze.v1.AliasConfiguration\"?\x82\xd3\xe4\x93\x029:\x01*\x1a4/2015-03-31/functions/{function_name}/aliases/{name}\x12\x8d\x01\n" +
-	"\vDeleteAlias\x12\x1b.doze.v1.DeleteAliasRequest\x1a\x1c.doze.v1.DeleteAliasResponse\"C\xba\xb8\x19\x03\b\xcc\x01\x82\xd3\xe4\x93\x026*4/2015-03-31/functions/{function_name}/aliases/{name}\x12\xbe\x01\n" +
+	"\vDeleteAlias\x12\x1b.doze.v1.DeleteAliasRequest\x1a\x1c.doze.v1.DeleteAliasResponse\"C\xba\xb8\x19\x03\b\xcc\x01\x82\xd3\xe4\x93\x026*4/2015-03-31/functions/{function_name}/aliases/{name}\x12\xb6\x01\n" +
+	"\x1cPutFunctionEventInvokeConfig\x12,.doze.v1.PutFunctionEventInvokeConfigRequest\x1a\".doze.v1.FunctionEventInvokeConfig\"D\x82\xd3\xe4\x93\x02>:\x01*\x1a9/2019-09-25/functions/{function_name}/event-invoke-config\x12\xbc\x01\n" +
+	"\x1fUpdateFunctionEventInvokeConfig\x12/.doze.v1.UpdateFunctionEventInvokeConfigRequest\x1a\".doze.v1.FunctionEventInvokeConfig\"D\x82\xd3\xe4\x93\x02>:\x01*\"9/2019-09-25/functions/{function_name}/event-invoke-config\x12\xb3\x01\n" +
+	"\x1cGetFunctionEventInvokeConfig\x12,.doze.v1.GetFunctionEventInvokeConfigRequest\x1a\".doze.v1.FunctionEventInvokeConfig\"A\x82\xd3\xe4\x93\x02;\x129/2019-09-25/functions/{function_name}/event-invoke-config\x12\xce\x01\n" +
+	"\x1fDeleteFunctionEventInvokeConfig\x12/.doze.v1.DeleteFunctionEventInvokeConfigRequest\x1a0.doze.v1.DeleteFunctionEventInvokeConfigResponse\"H\xba\xb8\x19\x03\b\xcc\x01\x82\xd3\xe4\x93\x02;*9/2019-09-25/functions/{function_name}/event-invoke-config\x12\xc9\x01\n" +
+	"\x1eListFunctionEventInvokeConfigs\x12..doze.v1.ListFunctionEventInvokeConfigsRequest\x1a/.doze.v1.ListFunctionEventInvokeConfigsResponse\"F\x82\xd3\xe4\x93\x02@\x12>/2019-09-25/functions/{function_name}/event-invoke-config/list\x12\xbe\x01\n" +
 	"\x1cGetFunctionCodeSigningConfig\x12,.doze.v1.GetFunctionCodeSigningConfigRequest\x1a-.doze.v1.GetFunctionCodeSigningConfigResponse\"A\x82\xd3\xe4\x93\x02;\x129/2020-06-30/functions/{function_name}/code-signing-config\x12\x94\x01\n" +
 	"\x16PutFunctionConcurrency\x12&.doze.v1.PutFunctionConcurrencyRequest\x1a\x14.doze.v1.Concurrency\"<\x82\xd3\xe4\x93\x026:\x01*\x1a1/2017-10-31/functions/{function_name}/concurrency\x12\xa4\x01\n" +
 	"\x16GetFunctionConcurrency\x12&.doze.v1.GetFunctionConcurrencyRequest\x1a'.doze.v1.GetFunctionConcurrencyResponse\"9\x82\xd3\xe4\x93\x023\x121/2019-09-30/functions/{function_name}/concurrency\x12\xb4\x01\n" +
@@ -6840,7 +7540,7 @@ func file_doze_v1_api_proto_rawDescGZIP() []byte {
 	return file_doze_v1_api_proto_rawDescData
 }
 
-var file_doze_v1_api_proto_msgTypes = make([]protoimpl.MessageInfo, 98)
+var file_doze_v1_api_proto_msgTypes = make([]protoimpl.MessageInfo, 109)
 var file_doze_v1_api_proto_goTypes = []any{
 	(*FunctionCode)(nil),     // 0: doze.v1.FunctionCode
 	(*VpcConfig)(nil),        // 1: doze.v1.VpcConfig
@@ -6892,66 +7592,77 @@ var file_doze_v1_api_proto_goTypes = []any{
 	(*UpdateAliasRequest)(nil),                           // 47: doze.v1.UpdateAliasRequest
 	(*DeleteAliasRequest)(nil),                           // 48: doze.v1.DeleteAliasRequest
 	(*DeleteAliasResponse)(nil),                          // 49: doze.v1.DeleteAliasResponse
-	(*ListVersionsByFunctionRequest)(nil),                // 50: doze.v1.ListVersionsByFunctionRequest
-	(*ListVersionsByFunctionResponse)(nil),               // 51: doze.v1.ListVersionsByFunctionResponse
-	(*GetFunctionCodeSigningConfigRequest)(nil),          // 52: doze.v1.GetFunctionCodeSigningConfigRequest
-	(*GetFunctionCodeSigningConfigResponse)(nil),         // 53: doze.v1.GetFunctionCodeSigningConfigResponse
-	(*PutFunctionConcurrencyRequest)(nil),                // 54: doze.v1.PutFunctionConcurrencyRequest
-	(*GetFunctionConcurrencyRequest)(nil),                // 55: doze.v1.GetFunctionConcurrencyRequest
-	(*GetFunctionConcurrencyResponse)(nil),               // 56: doze.v1.GetFunctionConcurrencyResponse
-	(*DeleteFunctionConcurrencyRequest)(nil),             // 57: doze.v1.DeleteFunctionConcurrencyRequest
-	(*DeleteFunctionConcurrencyResponse)(nil),            // 58: doze.v1.DeleteFunctionConcurrencyResponse
-	(*AddPermissionRequest)(nil),                         // 59: doze.v1.AddPermissionRequest
-	(*AddPermissionResponse)(nil),                        // 60: doze.v1.AddPermissionResponse
-	(*GetPolicyRequest)(nil),                             // 61: doze.v1.GetPolicyRequest
-	(*GetPolicyResponse)(nil),                            // 62: doze.v1.GetPolicyResponse
-	(*RemovePermissionRequest)(nil),                      // 63: doze.v1.RemovePermissionRequest
-	(*RemovePermissionResponse)(nil),                     // 64: doze.v1.RemovePermissionResponse
-	(*TagResourceRequest)(nil),                           // 65: doze.v1.TagResourceRequest
-	(*TagResourceResponse)(nil),                          // 66: doze.v1.TagResourceResponse
-	(*UntagResourceRequest)(nil),                         // 67: doze.v1.UntagResourceRequest
-	(*UntagResourceResponse)(nil),                        // 68: doze.v1.UntagResourceResponse
-	(*ListTagsRequest)(nil),                              // 69: doze.v1.ListTagsRequest
-	(*ListTagsResponse)(nil),                             // 70: doze.v1.ListTagsResponse
-	(*GetAccountSettingsRequest)(nil),                    // 71: doze.v1.GetAccountSettingsRequest
-	(*AccountLimit)(nil),                                 // 72: doze.v1.AccountLimit
-	(*AccountUsage)(nil),                                 // 73: doze.v1.AccountUsage
-	(*GetAccountSettingsResponse)(nil),                   // 74: doze.v1.GetAccountSettingsResponse
-	(*LayerVersionArnList)(nil),                          // 75: doze.v1.LayerVersionArnList
-	(*FileSystemConfigList)(nil),                         // 76: doze.v1.FileSystemConfigList
-	(*ErrorDetail)(nil),                                  // 77: doze.v1.ErrorDetail
-	(*InstancesRequest)(nil),                             // 78: doze.v1.InstancesRequest
-	(*InstancesResponse)(nil),                            // 79: doze.v1.InstancesResponse
-	(*Instance)(nil),                                     // 80: doze.v1.Instance
-	(*RuntimesRequest)(nil),                              // 81: doze.v1.RuntimesRequest
-	(*RuntimesResponse)(nil),                             // 82: doze.v1.RuntimesResponse
-	(*GetBillRequest)(nil),                               // 83: doze.v1.GetBillRequest
-	(*Bill)(nil),                                         // 84: doze.v1.Bill
-	(*FunctionBill)(nil),                                 // 85: doze.v1.FunctionBill
-	(*GetStatusRequest)(nil),                             // 86: doze.v1.GetStatusRequest
-	(*Status)(nil),                                       // 87: doze.v1.Status
-	(*WorkerStatus)(nil),                                 // 88: doze.v1.WorkerStatus
-	(*TailLogsRequest)(nil),                              // 89: doze.v1.TailLogsRequest
-	(*LogRecord)(nil),                                    // 90: doze.v1.LogRecord
-	nil,                                                  // 91: doze.v1.Environment.VariablesEntry
-	nil,                                                  // 92: doze.v1.CreateFunctionRequest.TagsEntry
-	nil,                                                  // 93: doze.v1.EnvironmentResponse.VariablesEntry
-	nil,                                                  // 94: doze.v1.GetFunctionResponse.TagsEntry
-	nil,                                                  // 95: doze.v1.AliasRoutingConfiguration.AdditionalVersionWeightsEntry
-	nil,                                                  // 96: doze.v1.TagResourceRequest.TagsEntry
-	nil,                                                  // 97: doze.v1.ListTagsResponse.TagsEntry
-	(*Runtime)(nil),                                      // 98: doze.v1.Runtime
-	(*ParkedStock)(nil),                                  // 99: doze.v1.ParkedStock
+	(*OnSuccess)(nil),                                    // 50: doze.v1.OnSuccess
+	(*OnFailure)(nil),                                    // 51: doze.v1.OnFailure
+	(*DestinationConfig)(nil),                            // 52: doze.v1.DestinationConfig
+	(*FunctionEventInvokeConfig)(nil),                    // 53: doze.v1.FunctionEventInvokeConfig
+	(*PutFunctionEventInvokeConfigRequest)(nil),          // 54: doze.v1.PutFunctionEventInvokeConfigRequest
+	(*UpdateFunctionEventInvokeConfigRequest)(nil),       // 55: doze.v1.UpdateFunctionEventInvokeConfigRequest
+	(*GetFunctionEventInvokeConfigRequest)(nil),          // 56: doze.v1.GetFunctionEventInvokeConfigRequest
+	(*DeleteFunctionEventInvokeConfigRequest)(nil),       // 57: doze.v1.DeleteFunctionEventInvokeConfigRequest
+	(*DeleteFunctionEventInvokeConfigResponse)(nil),      // 58: doze.v1.DeleteFunctionEventInvokeConfigResponse
+	(*ListFunctionEventInvokeConfigsRequest)(nil),        // 59: doze.v1.ListFunctionEventInvokeConfigsRequest
+	(*ListFunctionEventInvokeConfigsResponse)(nil),       // 60: doze.v1.ListFunctionEventInvokeConfigsResponse
+	(*ListVersionsByFunctionRequest)(nil),                // 61: doze.v1.ListVersionsByFunctionRequest
+	(*ListVersionsByFunctionResponse)(nil),               // 62: doze.v1.ListVersionsByFunctionResponse
+	(*GetFunctionCodeSigningConfigRequest)(nil),          // 63: doze.v1.GetFunctionCodeSigningConfigRequest
+	(*GetFunctionCodeSigningConfigResponse)(nil),         // 64: doze.v1.GetFunctionCodeSigningConfigResponse
+	(*PutFunctionConcurrencyRequest)(nil),                // 65: doze.v1.PutFunctionConcurrencyRequest
+	(*GetFunctionConcurrencyRequest)(nil),                // 66: doze.v1.GetFunctionConcurrencyRequest
+	(*GetFunctionConcurrencyResponse)(nil),               // 67: doze.v1.GetFunctionConcurrencyResponse
+	(*DeleteFunctionConcurrencyRequest)(nil),             // 68: doze.v1.DeleteFunctionConcurrencyRequest
+	(*DeleteFunctionConcurrencyResponse)(nil),            // 69: doze.v1.DeleteFunctionConcurrencyResponse
+	(*AddPermissionRequest)(nil),                         // 70: doze.v1.AddPermissionRequest
+	(*AddPermissionResponse)(nil),                        // 71: doze.v1.AddPermissionResponse
+	(*GetPolicyRequest)(nil),                             // 72: doze.v1.GetPolicyRequest
+	(*GetPolicyResponse)(nil),                            // 73: doze.v1.GetPolicyResponse
+	(*RemovePermissionRequest)(nil),                      // 74: doze.v1.RemovePermissionRequest
+	(*RemovePermissionResponse)(nil),                     // 75: doze.v1.RemovePermissionResponse
+	(*TagResourceRequest)(nil),                           // 76: doze.v1.TagResourceRequest
+	(*TagResourceResponse)(nil),                          // 77: doze.v1.TagResourceResponse
+	(*UntagResourceRequest)(nil),                         // 78: doze.v1.UntagResourceRequest
+	(*UntagResourceResponse)(nil),                        // 79: doze.v1.UntagResourceResponse
+	(*ListTagsRequest)(nil),                              // 80: doze.v1.ListTagsRequest
+	(*ListTagsResponse)(nil),                             // 81: doze.v1.ListTagsResponse
+	(*GetAccountSettingsRequest)(nil),                    // 82: doze.v1.GetAccountSettingsRequest
+	(*AccountLimit)(nil),                                 // 83: doze.v1.AccountLimit
+	(*AccountUsage)(nil),                                 // 84: doze.v1.AccountUsage
+	(*GetAccountSettingsResponse)(nil),                   // 85: doze.v1.GetAccountSettingsResponse
+	(*LayerVersionArnList)(nil),                          // 86: doze.v1.LayerVersionArnList
+	(*FileSystemConfigList)(nil),                         // 87: doze.v1.FileSystemConfigList
+	(*ErrorDetail)(nil),                                  // 88: doze.v1.ErrorDetail
+	(*InstancesRequest)(nil),                             // 89: doze.v1.InstancesRequest
+	(*InstancesResponse)(nil),                            // 90: doze.v1.InstancesResponse
+	(*Instance)(nil),                                     // 91: doze.v1.Instance
+	(*RuntimesRequest)(nil),                              // 92: doze.v1.RuntimesRequest
+	(*RuntimesResponse)(nil),                             // 93: doze.v1.RuntimesResponse
+	(*GetBillRequest)(nil),                               // 94: doze.v1.GetBillRequest
+	(*Bill)(nil),                                         // 95: doze.v1.Bill
+	(*FunctionBill)(nil),                                 // 96: doze.v1.FunctionBill
+	(*GetStatusRequest)(nil),                             // 97: doze.v1.GetStatusRequest
+	(*Status)(nil),                                       // 98: doze.v1.Status
+	(*WorkerStatus)(nil),                                 // 99: doze.v1.WorkerStatus
+	(*TailLogsRequest)(nil),                              // 100: doze.v1.TailLogsRequest
+	(*LogRecord)(nil),                                    // 101: doze.v1.LogRecord
+	nil,                                                  // 102: doze.v1.Environment.VariablesEntry
+	nil,                                                  // 103: doze.v1.CreateFunctionRequest.TagsEntry
+	nil,                                                  // 104: doze.v1.EnvironmentResponse.VariablesEntry
+	nil,                                                  // 105: doze.v1.GetFunctionResponse.TagsEntry
+	nil,                                                  // 106: doze.v1.AliasRoutingConfiguration.AdditionalVersionWeightsEntry
+	nil,                                                  // 107: doze.v1.TagResourceRequest.TagsEntry
+	nil,                                                  // 108: doze.v1.ListTagsResponse.TagsEntry
+	(*Runtime)(nil),                                      // 109: doze.v1.Runtime
+	(*ParkedStock)(nil),                                  // 110: doze.v1.ParkedStock
 }
 var file_doze_v1_api_proto_depIdxs = []int32{
-	91,  // 0: doze.v1.Environment.variables:type_name -> doze.v1.Environment.VariablesEntry
+	102, // 0: doze.v1.Environment.variables:type_name -> doze.v1.Environment.VariablesEntry
 	10,  // 1: doze.v1.CapacityProviderConfig.lambda_managed_instances_capacity_provider_config:type_name -> doze.v1.LambdaManagedInstancesCapacityProviderConfig
 	0,   // 2: doze.v1.CreateFunctionRequest.code:type_name -> doze.v1.FunctionCode
 	1,   // 3: doze.v1.CreateFunctionRequest.vpc_config:type_name -> doze.v1.VpcConfig
 	2,   // 4: doze.v1.CreateFunctionRequest.dead_letter_config:type_name -> doze.v1.DeadLetterConfig
 	3,   // 5: doze.v1.CreateFunctionRequest.environment:type_name -> doze.v1.Environment
 	4,   // 6: doze.v1.CreateFunctionRequest.tracing_config:type_name -> doze.v1.TracingConfig
-	92,  // 7: doze.v1.CreateFunctionRequest.tags:type_name -> doze.v1.CreateFunctionRequest.TagsEntry
+	103, // 7: doze.v1.CreateFunctionRequest.tags:type_name -> doze.v1.CreateFunctionRequest.TagsEntry
 	5,   // 8: doze.v1.CreateFunctionRequest.file_system_configs:type_name -> doze.v1.FileSystemConfig
 	6,   // 9: doze.v1.CreateFunctionRequest.image_config:type_name -> doze.v1.ImageConfig
 	7,   // 10: doze.v1.CreateFunctionRequest.ephemeral_storage:type_name -> doze.v1.EphemeralStorage
@@ -6960,7 +7671,7 @@ var file_doze_v1_api_proto_depIdxs = []int32{
 	11,  // 13: doze.v1.CreateFunctionRequest.capacity_provider_config:type_name -> doze.v1.CapacityProviderConfig
 	12,  // 14: doze.v1.CreateFunctionRequest.durable_config:type_name -> doze.v1.DurableConfig
 	13,  // 15: doze.v1.CreateFunctionRequest.tenancy_config:type_name -> doze.v1.TenancyConfig
-	93,  // 16: doze.v1.EnvironmentResponse.variables:type_name -> doze.v1.EnvironmentResponse.VariablesEntry
+	104, // 16: doze.v1.EnvironmentResponse.variables:type_name -> doze.v1.EnvironmentResponse.VariablesEntry
 	16,  // 17: doze.v1.EnvironmentResponse.error:type_name -> doze.v1.EnvironmentError
 	6,   // 18: doze.v1.ImageConfigResponse.image_config:type_name -> doze.v1.ImageConfig
 	20,  // 19: doze.v1.ImageConfigResponse.error:type_name -> doze.v1.ImageConfigError
@@ -6981,7 +7692,7 @@ var file_doze_v1_api_proto_depIdxs = []int32{
 	13,  // 34: doze.v1.FunctionConfiguration.tenancy_config:type_name -> doze.v1.TenancyConfig
 	25,  // 35: doze.v1.GetFunctionResponse.configuration:type_name -> doze.v1.FunctionConfiguration
 	27,  // 36: doze.v1.GetFunctionResponse.code:type_name -> doze.v1.FunctionCodeLocation
-	94,  // 37: doze.v1.GetFunctionResponse.tags:type_name -> doze.v1.GetFunctionResponse.TagsEntry
+	105, // 37: doze.v1.GetFunctionResponse.tags:type_name -> doze.v1.GetFunctionResponse.TagsEntry
 	28,  // 38: doze.v1.GetFunctionResponse.tags_error:type_name -> doze.v1.TagsError
 	29,  // 39: doze.v1.GetFunctionResponse.concurrency:type_name -> doze.v1.Concurrency
 	25,  // 40: doze.v1.ListFunctionsResponse.functions:type_name -> doze.v1.FunctionConfiguration
@@ -6989,97 +7700,113 @@ var file_doze_v1_api_proto_depIdxs = []int32{
 	3,   // 42: doze.v1.UpdateFunctionConfigurationRequest.environment:type_name -> doze.v1.Environment
 	2,   // 43: doze.v1.UpdateFunctionConfigurationRequest.dead_letter_config:type_name -> doze.v1.DeadLetterConfig
 	4,   // 44: doze.v1.UpdateFunctionConfigurationRequest.tracing_config:type_name -> doze.v1.TracingConfig
-	75,  // 45: doze.v1.UpdateFunctionConfigurationRequest.layers:type_name -> doze.v1.LayerVersionArnList
-	76,  // 46: doze.v1.UpdateFunctionConfigurationRequest.file_system_configs:type_name -> doze.v1.FileSystemConfigList
+	86,  // 45: doze.v1.UpdateFunctionConfigurationRequest.layers:type_name -> doze.v1.LayerVersionArnList
+	87,  // 46: doze.v1.UpdateFunctionConfigurationRequest.file_system_configs:type_name -> doze.v1.FileSystemConfigList
 	6,   // 47: doze.v1.UpdateFunctionConfigurationRequest.image_config:type_name -> doze.v1.ImageConfig
 	7,   // 48: doze.v1.UpdateFunctionConfigurationRequest.ephemeral_storage:type_name -> doze.v1.EphemeralStorage
 	8,   // 49: doze.v1.UpdateFunctionConfigurationRequest.snap_start:type_name -> doze.v1.SnapStart
 	9,   // 50: doze.v1.UpdateFunctionConfigurationRequest.logging_config:type_name -> doze.v1.LoggingConfig
 	11,  // 51: doze.v1.UpdateFunctionConfigurationRequest.capacity_provider_config:type_name -> doze.v1.CapacityProviderConfig
 	12,  // 52: doze.v1.UpdateFunctionConfigurationRequest.durable_config:type_name -> doze.v1.DurableConfig
-	95,  // 53: doze.v1.AliasRoutingConfiguration.additional_version_weights:type_name -> doze.v1.AliasRoutingConfiguration.AdditionalVersionWeightsEntry
+	106, // 53: doze.v1.AliasRoutingConfiguration.additional_version_weights:type_name -> doze.v1.AliasRoutingConfiguration.AdditionalVersionWeightsEntry
 	41,  // 54: doze.v1.AliasConfiguration.routing_config:type_name -> doze.v1.AliasRoutingConfiguration
 	41,  // 55: doze.v1.CreateAliasRequest.routing_config:type_name -> doze.v1.AliasRoutingConfiguration
 	42,  // 56: doze.v1.ListAliasesResponse.aliases:type_name -> doze.v1.AliasConfiguration
 	41,  // 57: doze.v1.UpdateAliasRequest.routing_config:type_name -> doze.v1.AliasRoutingConfiguration
-	25,  // 58: doze.v1.ListVersionsByFunctionResponse.versions:type_name -> doze.v1.FunctionConfiguration
-	96,  // 59: doze.v1.TagResourceRequest.tags:type_name -> doze.v1.TagResourceRequest.TagsEntry
-	97,  // 60: doze.v1.ListTagsResponse.tags:type_name -> doze.v1.ListTagsResponse.TagsEntry
-	72,  // 61: doze.v1.GetAccountSettingsResponse.account_limit:type_name -> doze.v1.AccountLimit
-	73,  // 62: doze.v1.GetAccountSettingsResponse.account_usage:type_name -> doze.v1.AccountUsage
-	5,   // 63: doze.v1.FileSystemConfigList.items:type_name -> doze.v1.FileSystemConfig
-	80,  // 64: doze.v1.InstancesResponse.instances:type_name -> doze.v1.Instance
-	98,  // 65: doze.v1.RuntimesResponse.runtimes:type_name -> doze.v1.Runtime
-	85,  // 66: doze.v1.Bill.functions:type_name -> doze.v1.FunctionBill
-	88,  // 67: doze.v1.Status.workers:type_name -> doze.v1.WorkerStatus
-	99,  // 68: doze.v1.WorkerStatus.parked:type_name -> doze.v1.ParkedStock
-	14,  // 69: doze.v1.Lambda.CreateFunction:input_type -> doze.v1.CreateFunctionRequest
-	26,  // 70: doze.v1.Lambda.GetFunction:input_type -> doze.v1.GetFunctionRequest
-	31,  // 71: doze.v1.Lambda.GetFunctionConfiguration:input_type -> doze.v1.GetFunctionConfigurationRequest
-	32,  // 72: doze.v1.Lambda.ListFunctions:input_type -> doze.v1.ListFunctionsRequest
-	34,  // 73: doze.v1.Lambda.UpdateFunctionCode:input_type -> doze.v1.UpdateFunctionCodeRequest
-	35,  // 74: doze.v1.Lambda.UpdateFunctionConfiguration:input_type -> doze.v1.UpdateFunctionConfigurationRequest
-	36,  // 75: doze.v1.Lambda.DeleteFunction:input_type -> doze.v1.DeleteFunctionRequest
-	38,  // 76: doze.v1.Lambda.Invoke:input_type -> doze.v1.InvokeRequest
-	40,  // 77: doze.v1.Lambda.PublishVersion:input_type -> doze.v1.PublishVersionRequest
-	50,  // 78: doze.v1.Lambda.ListVersionsByFunction:input_type -> doze.v1.ListVersionsByFunctionRequest
-	43,  // 79: doze.v1.Lambda.CreateAlias:input_type -> doze.v1.CreateAliasRequest
-	44,  // 80: doze.v1.Lambda.GetAlias:input_type -> doze.v1.GetAliasRequest
-	45,  // 81: doze.v1.Lambda.ListAliases:input_type -> doze.v1.ListAliasesRequest
-	47,  // 82: doze.v1.Lambda.UpdateAlias:input_type -> doze.v1.UpdateAliasRequest
-	48,  // 83: doze.v1.Lambda.DeleteAlias:input_type -> doze.v1.DeleteAliasRequest
-	52,  // 84: doze.v1.Lambda.GetFunctionCodeSigningConfig:input_type -> doze.v1.GetFunctionCodeSigningConfigRequest
-	54,  // 85: doze.v1.Lambda.PutFunctionConcurrency:input_type -> doze.v1.PutFunctionConcurrencyRequest
-	55,  // 86: doze.v1.Lambda.GetFunctionConcurrency:input_type -> doze.v1.GetFunctionConcurrencyRequest
-	57,  // 87: doze.v1.Lambda.DeleteFunctionConcurrency:input_type -> doze.v1.DeleteFunctionConcurrencyRequest
-	59,  // 88: doze.v1.Lambda.AddPermission:input_type -> doze.v1.AddPermissionRequest
-	61,  // 89: doze.v1.Lambda.GetPolicy:input_type -> doze.v1.GetPolicyRequest
-	63,  // 90: doze.v1.Lambda.RemovePermission:input_type -> doze.v1.RemovePermissionRequest
-	65,  // 91: doze.v1.Lambda.TagResource:input_type -> doze.v1.TagResourceRequest
-	67,  // 92: doze.v1.Lambda.UntagResource:input_type -> doze.v1.UntagResourceRequest
-	69,  // 93: doze.v1.Lambda.ListTags:input_type -> doze.v1.ListTagsRequest
-	71,  // 94: doze.v1.Lambda.GetAccountSettings:input_type -> doze.v1.GetAccountSettingsRequest
-	78,  // 95: doze.v1.Lambda.ListInstances:input_type -> doze.v1.InstancesRequest
-	81,  // 96: doze.v1.Lambda.ListRuntimes:input_type -> doze.v1.RuntimesRequest
-	83,  // 97: doze.v1.Lambda.GetBill:input_type -> doze.v1.GetBillRequest
-	86,  // 98: doze.v1.Lambda.GetStatus:input_type -> doze.v1.GetStatusRequest
-	89,  // 99: doze.v1.Lambda.TailLogs:input_type -> doze.v1.TailLogsRequest
-	25,  // 100: doze.v1.Lambda.CreateFunction:output_type -> doze.v1.FunctionConfiguration
-	30,  // 101: doze.v1.Lambda.GetFunction:output_type -> doze.v1.GetFunctionResponse
-	25,  // 102: doze.v1.Lambda.GetFunctionConfiguration:output_type -> doze.v1.FunctionConfiguration
-	33,  // 103: doze.v1.Lambda.ListFunctions:output_type -> doze.v1.ListFunctionsResponse
-	25,  // 104: doze.v1.Lambda.UpdateFunctionCode:output_type -> doze.v1.FunctionConfiguration
-	25,  // 105: doze.v1.Lambda.UpdateFunctionConfiguration:output_type -> doze.v1.FunctionConfiguration
-	37,  // 106: doze.v1.Lambda.DeleteFunction:output_type -> doze.v1.DeleteFunctionResponse
-	39,  // 107: doze.v1.Lambda.Invoke:output_type -> doze.v1.InvokeResponse
-	25,  // 108: doze.v1.Lambda.PublishVersion:output_type -> doze.v1.FunctionConfiguration
-	51,  // 109: doze.v1.Lambda.ListVersionsByFunction:output_type -> doze.v1.ListVersionsByFunctionResponse
-	42,  // 110: doze.v1.Lambda.CreateAlias:output_type -> doze.v1.AliasConfiguration
-	42,  // 111: doze.v1.Lambda.GetAlias:output_type -> doze.v1.AliasConfiguration
-	46,  // 112: doze.v1.Lambda.ListAliases:output_type -> doze.v1.ListAliasesResponse
-	42,  // 113: doze.v1.Lambda.UpdateAlias:output_type -> doze.v1.AliasConfiguration
-	49,  // 114: doze.v1.Lambda.DeleteAlias:output_type -> doze.v1.DeleteAliasResponse
-	53,  // 115: doze.v1.Lambda.GetFunctionCodeSigningConfig:output_type -> doze.v1.GetFunctionCodeSigningConfigResponse
-	29,  // 116: doze.v1.Lambda.PutFunctionConcurrency:output_type -> doze.v1.Concurrency
-	56,  // 117: doze.v1.Lambda.GetFunctionConcurrency:output_type -> doze.v1.GetFunctionConcurrencyResponse
-	58,  // 118: doze.v1.Lambda.DeleteFunctionConcurrency:output_type -> doze.v1.DeleteFunctionConcurrencyResponse
-	60,  // 119: doze.v1.Lambda.AddPermission:output_type -> doze.v1.AddPermissionResponse
-	62,  // 120: doze.v1.Lambda.GetPolicy:output_type -> doze.v1.GetPolicyResponse
-	64,  // 121: doze.v1.Lambda.RemovePermission:output_type -> doze.v1.RemovePermissionResponse
-	66,  // 122: doze.v1.Lambda.TagResource:output_type -> doze.v1.TagResourceResponse
-	68,  // 123: doze.v1.Lambda.UntagResource:output_type -> doze.v1.UntagResourceResponse
-	70,  // 124: doze.v1.Lambda.ListTags:output_type -> doze.v1.ListTagsResponse
-	74,  // 125: doze.v1.Lambda.GetAccountSettings:output_type -> doze.v1.GetAccountSettingsResponse
-	79,  // 126: doze.v1.Lambda.ListInstances:output_type -> doze.v1.InstancesResponse
-	82,  // 127: doze.v1.Lambda.ListRuntimes:output_type -> doze.v1.RuntimesResponse
-	84,  // 128: doze.v1.Lambda.GetBill:output_type -> doze.v1.Bill
-	87,  // 129: doze.v1.Lambda.GetStatus:output_type -> doze.v1.Status
-	90,  // 130: doze.v1.Lambda.TailLogs:output_type -> doze.v1.LogRecord
-	100, // [100:131] is the sub-list for method output_type
-	69,  // [69:100] is the sub-list for method input_type
-	69,  // [69:69] is the sub-list for extension type_name
-	69,  // [69:69] is the sub-list for extension extendee
-	0,   // [0:69] is the sub-list for field type_name
+	50,  // 58: doze.v1.DestinationConfig.on_success:type_name -> doze.v1.OnSuccess
+	51,  // 59: doze.v1.DestinationConfig.on_failure:type_name -> doze.v1.OnFailure
+	52,  // 60: doze.v1.FunctionEventInvokeConfig.destination_config:type_name -> doze.v1.DestinationConfig
+	52,  // 61: doze.v1.PutFunctionEventInvokeConfigRequest.destination_config:type_name -> doze.v1.DestinationConfig
+	52,  // 62: doze.v1.UpdateFunctionEventInvokeConfigRequest.destination_config:type_name -> doze.v1.DestinationConfig
+	53,  // 63: doze.v1.ListFunctionEventInvokeConfigsResponse.function_event_invoke_configs:type_name -> doze.v1.FunctionEventInvokeConfig
+	25,  // 64: doze.v1.ListVersionsByFunctionResponse.versions:type_name -> doze.v1.FunctionConfiguration
+	107, // 65: doze.v1.TagResourceRequest.tags:type_name -> doze.v1.TagResourceRequest.TagsEntry
+	108, // 66: doze.v1.ListTagsResponse.tags:type_name -> doze.v1.ListTagsResponse.TagsEntry
+	83,  // 67: doze.v1.GetAccountSettingsResponse.account_limit:type_name -> doze.v1.AccountLimit
+	84,  // 68: doze.v1.GetAccountSettingsResponse.account_usage:type_name -> doze.v1.AccountUsage
+	5,   // 69: doze.v1.FileSystemConfigList.items:type_name -> doze.v1.FileSystemConfig
+	91,  // 70: doze.v1.InstancesResponse.instances:type_name -> doze.v1.Instance
+	109, // 71: doze.v1.RuntimesResponse.runtimes:type_name -> doze.v1.Runtime
+	96,  // 72: doze.v1.Bill.functions:type_name -> doze.v1.FunctionBill
+	99,  // 73: doze.v1.Status.workers:type_name -> doze.v1.WorkerStatus
+	110, // 74: doze.v1.WorkerStatus.parked:type_name -> doze.v1.ParkedStock
+	14,  // 75: doze.v1.Lambda.CreateFunction:input_type -> doze.v1.CreateFunctionRequest
+	26,  // 76: doze.v1.Lambda.GetFunction:input_type -> doze.v1.GetFunctionRequest
+	31,  // 77: doze.v1.Lambda.GetFunctionConfiguration:input_type -> doze.v1.GetFunctionConfigurationRequest
+	32,  // 78: doze.v1.Lambda.ListFunctions:input_type -> doze.v1.ListFunctionsRequest
+	34,  // 79: doze.v1.Lambda.UpdateFunctionCode:input_type -> doze.v1.UpdateFunctionCodeRequest
+	35,  // 80: doze.v1.Lambda.UpdateFunctionConfiguration:input_type -> doze.v1.UpdateFunctionConfigurationRequest
+	36,  // 81: doze.v1.Lambda.DeleteFunction:input_type -> doze.v1.DeleteFunctionRequest
+	38,  // 82: doze.v1.Lambda.Invoke:input_type -> doze.v1.InvokeRequest
+	40,  // 83: doze.v1.Lambda.PublishVersion:input_type -> doze.v1.PublishVersionRequest
+	61,  // 84: doze.v1.Lambda.ListVersionsByFunction:input_type -> doze.v1.ListVersionsByFunctionRequest
+	43,  // 85: doze.v1.Lambda.CreateAlias:input_type -> doze.v1.CreateAliasRequest
+	44,  // 86: doze.v1.Lambda.GetAlias:input_type -> doze.v1.GetAliasRequest
+	45,  // 87: doze.v1.Lambda.ListAliases:input_type -> doze.v1.ListAliasesRequest
+	47,  // 88: doze.v1.Lambda.UpdateAlias:input_type -> doze.v1.UpdateAliasRequest
+	48,  // 89: doze.v1.Lambda.DeleteAlias:input_type -> doze.v1.DeleteAliasRequest
+	54,  // 90: doze.v1.Lambda.PutFunctionEventInvokeConfig:input_type -> doze.v1.PutFunctionEventInvokeConfigRequest
+	55,  // 91: doze.v1.Lambda.UpdateFunctionEventInvokeConfig:input_type -> doze.v1.UpdateFunctionEventInvokeConfigRequest
+	56,  // 92: doze.v1.Lambda.GetFunctionEventInvokeConfig:input_type -> doze.v1.GetFunctionEventInvokeConfigRequest
+	57,  // 93: doze.v1.Lambda.DeleteFunctionEventInvokeConfig:input_type -> doze.v1.DeleteFunctionEventInvokeConfigRequest
+	59,  // 94: doze.v1.Lambda.ListFunctionEventInvokeConfigs:input_type -> doze.v1.ListFunctionEventInvokeConfigsRequest
+	63,  // 95: doze.v1.Lambda.GetFunctionCodeSigningConfig:input_type -> doze.v1.GetFunctionCodeSigningConfigRequest
+	65,  // 96: doze.v1.Lambda.PutFunctionConcurrency:input_type -> doze.v1.PutFunctionConcurrencyRequest
+	66,  // 97: doze.v1.Lambda.GetFunctionConcurrency:input_type -> doze.v1.GetFunctionConcurrencyRequest
+	68,  // 98: doze.v1.Lambda.DeleteFunctionConcurrency:input_type -> doze.v1.DeleteFunctionConcurrencyRequest
+	70,  // 99: doze.v1.Lambda.AddPermission:input_type -> doze.v1.AddPermissionRequest
+	72,  // 100: doze.v1.Lambda.GetPolicy:input_type -> doze.v1.GetPolicyRequest
+	74,  // 101: doze.v1.Lambda.RemovePermission:input_type -> doze.v1.RemovePermissionRequest
+	76,  // 102: doze.v1.Lambda.TagResource:input_type -> doze.v1.TagResourceRequest
+	78,  // 103: doze.v1.Lambda.UntagResource:input_type -> doze.v1.UntagResourceRequest
+	80,  // 104: doze.v1.Lambda.ListTags:input_type -> doze.v1.ListTagsRequest
+	82,  // 105: doze.v1.Lambda.GetAccountSettings:input_type -> doze.v1.GetAccountSettingsRequest
+	89,  // 106: doze.v1.Lambda.ListInstances:input_type -> doze.v1.InstancesRequest
+	92,  // 107: doze.v1.Lambda.ListRuntimes:input_type -> doze.v1.RuntimesRequest
+	94,  // 108: doze.v1.Lambda.GetBill:input_type -> doze.v1.GetBillRequest
+	97,  // 109: doze.v1.Lambda.GetStatus:input_type -> doze.v1.GetStatusRequest
+	100, // 110: doze.v1.Lambda.TailLogs:input_type -> doze.v1.TailLogsRequest
+	25,  // 111: doze.v1.Lambda.CreateFunction:output_type -> doze.v1.FunctionConfiguration
+	30,  // 112: doze.v1.Lambda.GetFunction:output_type -> doze.v1.GetFunctionResponse
+	25,  // 113: doze.v1.Lambda.GetFunctionConfiguration:output_type -> doze.v1.FunctionConfiguration
+	33,  // 114: doze.v1.Lambda.ListFunctions:output_type -> doze.v1.ListFunctionsResponse
+	25,  // 115: doze.v1.Lambda.UpdateFunctionCode:output_type -> doze.v1.FunctionConfiguration
+	25,  // 116: doze.v1.Lambda.UpdateFunctionConfiguration:output_type -> doze.v1.FunctionConfiguration
+	37,  // 117: doze.v1.Lambda.DeleteFunction:output_type -> doze.v1.DeleteFunctionResponse
+	39,  // 118: doze.v1.Lambda.Invoke:output_type -> doze.v1.InvokeResponse
+	25,  // 119: doze.v1.Lambda.PublishVersion:output_type -> doze.v1.FunctionConfiguration
+	62,  // 120: doze.v1.Lambda.ListVersionsByFunction:output_type -> doze.v1.ListVersionsByFunctionResponse
+	42,  // 121: doze.v1.Lambda.CreateAlias:output_type -> doze.v1.AliasConfiguration
+	42,  // 122: doze.v1.Lambda.GetAlias:output_type -> doze.v1.AliasConfiguration
+	46,  // 123: doze.v1.Lambda.ListAliases:output_type -> doze.v1.ListAliasesResponse
+	42,  // 124: doze.v1.Lambda.UpdateAlias:output_type -> doze.v1.AliasConfiguration
+	49,  // 125: doze.v1.Lambda.DeleteAlias:output_type -> doze.v1.DeleteAliasResponse
+	53,  // 126: doze.v1.Lambda.PutFunctionEventInvokeConfig:output_type -> doze.v1.FunctionEventInvokeConfig
+	53,  // 127: doze.v1.Lambda.UpdateFunctionEventInvokeConfig:output_type -> doze.v1.FunctionEventInvokeConfig
+	53,  // 128: doze.v1.Lambda.GetFunctionEventInvokeConfig:output_type -> doze.v1.FunctionEventInvokeConfig
+	58,  // 129: doze.v1.Lambda.DeleteFunctionEventInvokeConfig:output_type -> doze.v1.DeleteFunctionEventInvokeConfigResponse
+	60,  // 130: doze.v1.Lambda.ListFunctionEventInvokeConfigs:output_type -> doze.v1.ListFunctionEventInvokeConfigsResponse
+	64,  // 131: doze.v1.Lambda.GetFunctionCodeSigningConfig:output_type -> doze.v1.GetFunctionCodeSigningConfigResponse
+	29,  // 132: doze.v1.Lambda.PutFunctionConcurrency:output_type -> doze.v1.Concurrency
+	67,  // 133: doze.v1.Lambda.GetFunctionConcurrency:output_type -> doze.v1.GetFunctionConcurrencyResponse
+	69,  // 134: doze.v1.Lambda.DeleteFunctionConcurrency:output_type -> doze.v1.DeleteFunctionConcurrencyResponse
+	71,  // 135: doze.v1.Lambda.AddPermission:output_type -> doze.v1.AddPermissionResponse
+	73,  // 136: doze.v1.Lambda.GetPolicy:output_type -> doze.v1.GetPolicyResponse
+	75,  // 137: doze.v1.Lambda.RemovePermission:output_type -> doze.v1.RemovePermissionResponse
+	77,  // 138: doze.v1.Lambda.TagResource:output_type -> doze.v1.TagResourceResponse
+	79,  // 139: doze.v1.Lambda.UntagResource:output_type -> doze.v1.UntagResourceResponse
+	81,  // 140: doze.v1.Lambda.ListTags:output_type -> doze.v1.ListTagsResponse
+	85,  // 141: doze.v1.Lambda.GetAccountSettings:output_type -> doze.v1.GetAccountSettingsResponse
+	90,  // 142: doze.v1.Lambda.ListInstances:output_type -> doze.v1.InstancesResponse
+	93,  // 143: doze.v1.Lambda.ListRuntimes:output_type -> doze.v1.RuntimesResponse
+	95,  // 144: doze.v1.Lambda.GetBill:output_type -> doze.v1.Bill
+	98,  // 145: doze.v1.Lambda.GetStatus:output_type -> doze.v1.Status
+	101, // 146: doze.v1.Lambda.TailLogs:output_type -> doze.v1.LogRecord
+	111, // [111:147] is the sub-list for method output_type
+	75,  // [75:111] is the sub-list for method input_type
+	75,  // [75:75] is the sub-list for extension type_name
+	75,  // [75:75] is the sub-list for extension extendee
+	0,   // [0:75] is the sub-list for field type_name
 }
 
 func init() { file_doze_v1_api_proto_init() }
@@ -7134,7 +7861,6 @@ func file_doze_v1_api_proto_init() {
 	file_doze_v1_api_proto_msgTypes[48].OneofWrappers = []any{}
 	file_doze_v1_api_proto_msgTypes[50].OneofWrappers = []any{}
 	file_doze_v1_api_proto_msgTypes[51].OneofWrappers = []any{}
-	file_doze_v1_api_proto_msgTypes[52].OneofWrappers = []any{}
 	file_doze_v1_api_proto_msgTypes[53].OneofWrappers = []any{}
 	file_doze_v1_api_proto_msgTypes[54].OneofWrappers = []any{}
 	file_doze_v1_api_proto_msgTypes[55].OneofWrappers = []any{}
@@ -7145,20 +7871,30 @@ func file_doze_v1_api_proto_init() {
 	file_doze_v1_api_proto_msgTypes[61].OneofWrappers = []any{}
 	file_doze_v1_api_proto_msgTypes[62].OneofWrappers = []any{}
 	file_doze_v1_api_proto_msgTypes[63].OneofWrappers = []any{}
+	file_doze_v1_api_proto_msgTypes[64].OneofWrappers = []any{}
 	file_doze_v1_api_proto_msgTypes[65].OneofWrappers = []any{}
+	file_doze_v1_api_proto_msgTypes[66].OneofWrappers = []any{}
 	file_doze_v1_api_proto_msgTypes[67].OneofWrappers = []any{}
-	file_doze_v1_api_proto_msgTypes[69].OneofWrappers = []any{}
+	file_doze_v1_api_proto_msgTypes[68].OneofWrappers = []any{}
+	file_doze_v1_api_proto_msgTypes[70].OneofWrappers = []any{}
+	file_doze_v1_api_proto_msgTypes[71].OneofWrappers = []any{}
 	file_doze_v1_api_proto_msgTypes[72].OneofWrappers = []any{}
 	file_doze_v1_api_proto_msgTypes[73].OneofWrappers = []any{}
+	file_doze_v1_api_proto_msgTypes[74].OneofWrappers = []any{}
+	file_doze_v1_api_proto_msgTypes[76].OneofWrappers = []any{}
+	file_doze_v1_api_proto_msgTypes[78].OneofWrappers = []any{}
+	file_doze_v1_api_proto_msgTypes[80].OneofWrappers = []any{}
 	file_doze_v1_api_proto_msgTypes[83].OneofWrappers = []any{}
-	file_doze_v1_api_proto_msgTypes[89].OneofWrappers = []any{}
+	file_doze_v1_api_proto_msgTypes[84].OneofWrappers = []any{}
+	file_doze_v1_api_proto_msgTypes[94].OneofWrappers = []any{}
+	file_doze_v1_api_proto_msgTypes[100].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_doze_v1_api_proto_rawDesc), len(file_doze_v1_api_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   98,
+			NumMessages:   109,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

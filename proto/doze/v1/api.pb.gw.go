@@ -713,6 +713,255 @@ func local_request_Lambda_DeleteAlias_0(ctx context.Context, marshaler runtime.M
 	return msg, metadata, err
 }
 
+func request_Lambda_PutFunctionEventInvokeConfig_0(ctx context.Context, marshaler runtime.Marshaler, client LambdaClient, req *http.Request, pathParams map[string]string) (proto.Message, runtime.ServerMetadata, error) {
+	var (
+		protoReq PutFunctionEventInvokeConfigRequest
+		metadata runtime.ServerMetadata
+		err      error
+	)
+	if err := marshaler.NewDecoder(req.Body).Decode(&protoReq); err != nil && !errors.Is(err, io.EOF) {
+		return nil, metadata, status.Errorf(codes.InvalidArgument, "%v", err)
+	}
+	val, ok := pathParams["function_name"]
+	if !ok {
+		return nil, metadata, status.Errorf(codes.InvalidArgument, "missing parameter %s", "function_name")
+	}
+	protoReq.FunctionName, err = runtime.StringP(val)
+	if err != nil {
+		return nil, metadata, status.Errorf(codes.InvalidArgument, "type mismatch, parameter: %s, error: %v", "function_name", err)
+	}
+	if req.Body != nil {
+		_, _ = io.Copy(io.Discard, req.Body)
+	}
+	msg, err := client.PutFunctionEventInvokeConfig(ctx, &protoReq, grpc.Header(&metadata.HeaderMD), grpc.Trailer(&metadata.TrailerMD))
+	return msg, metadata, err
+}
+
+func local_request_Lambda_PutFunctionEventInvokeConfig_0(ctx context.Context, marshaler runtime.Marshaler, server LambdaServer, req *http.Request, pathParams map[string]string) (proto.Message, runtime.ServerMetadata, error) {
+	var (
+		protoReq PutFunctionEventInvokeConfigRequest
+		metadata runtime.ServerMetadata
+		err      error
+	)
+	if err := marshaler.NewDecoder(req.Body).Decode(&protoReq); err != nil && !errors.Is(err, io.EOF) {
+		return nil, metadata, status.Errorf(codes.InvalidArgument, "%v", err)
+	}
+	val, ok := pathParams["function_name"]
+	if !ok {
+		return nil, metadata, status.Errorf(codes.InvalidArgument, "missing parameter %s", "function_name")
+	}
+	protoReq.FunctionName, err = runtime.StringP(val)
+	if err != nil {
+		return nil, metadata, status.Errorf(codes.InvalidArgument, "type mismatch, parameter: %s, error: %v", "function_name", err)
+	}
+	msg, err := server.PutFunctionEventInvokeConfig(ctx, &protoReq)
+	return msg, metadata, err
+}
+
+func request_Lambda_UpdateFunctionEventInvokeConfig_0(ctx context.Context, marshaler runtime.Marshaler, client LambdaClient, req *http.Request, pathParams map[string]string) (proto.Message, runtime.ServerMetadata, error) {
+	var (
+		protoReq UpdateFunctionEventInvokeConfigRequest
+		metadata runtime.ServerMetadata
+		err      error
+	)
+	if err := marshaler.NewDecoder(req.Body).Decode(&protoReq); err != nil && !errors.Is(err, io.EOF) {
+		return nil, metadata, status.Errorf(codes.InvalidArgument, "%v", err)
+	}
+	val, ok := pathParams["function_name"]
+	if !ok {
+		return nil, metadata, status.Errorf(codes.InvalidArgument, "missing parameter %s", "function_name")
+	}
+	protoReq.FunctionName, err = runtime.StringP(val)
+	if err != nil {
+		return nil, metadata, status.Errorf(codes.InvalidArgument, "type mismatch, parameter: %s, error: %v", "function_name", err)
+	}
+	if req.Body != nil {
+		_, _ = io.Copy(io.Discard, req.Body)
+	}
+	msg, err := client.UpdateFunctionEventInvokeConfig(ctx, &protoReq, grpc.Header(&metadata.HeaderMD), grpc.Trailer(&metadata.TrailerMD))
+	return msg, metadata, err
+}
+
+func local_request_Lambda_UpdateFunctionEventInvokeConfig_0(ctx context.Context, marshaler runtime.Marshaler, server LambdaServer, req *http.Request, pathParams map[string]string) (proto.Message, runtime.ServerMetadata, error) {
+	var (
+		protoReq UpdateFunctionEventInvokeConfigRequest
+		metadata runtime.ServerMetadata
+		err      error
+	)
+	if err := marshaler.NewDecoder(req.Body).Decode(&protoReq); err != nil && !errors.Is(err, io.EOF) {
+		return nil, metadata, status.Errorf(codes.InvalidArgument, "%v", err)
+	}
+	val, ok := pathParams["function_name"]
+	if !ok {
+		return nil, metadata, status.Errorf(codes.InvalidArgument, "missing parameter %s", "function_name")
+	}
+	protoReq.FunctionName, err = runtime.StringP(val)
+	if err != nil {
+		return nil, metadata, status.Errorf(codes.InvalidArgument, "type mismatch, parameter: %s, error: %v", "function_name", err)
+	}
+	msg, err := server.UpdateFunctionEventInvokeConfig(ctx, &protoReq)
+	return msg, metadata, err
+}
+
+var filter_Lambda_GetFunctionEventInvokeConfig_0 = &utilities.DoubleArray{Encoding: map[string]int{"function_name": 0}, Base: []int{1, 1, 0}, Check: []int{0, 1, 2}}
+
+func request_Lambda_GetFunctionEventInvokeConfig_0(ctx context.Context, marshaler runtime.Marshaler, client LambdaClient, req *http.Request, pathParams map[string]string) (proto.Message, runtime.ServerMetadata, error) {
+	var (
+		protoReq GetFunctionEventInvokeConfigRequest
+		metadata runtime.ServerMetadata
+		err      error
+	)
+	val, ok := pathParams["function_name"]
+	if !ok {
+		return nil, metadata, status.Errorf(codes.InvalidArgument, "missing parameter %s", "function_name")
+	}
+	protoReq.FunctionName, err = runtime.StringP(val)
+	if err != nil {
+		return nil, metadata, status.Errorf(codes.InvalidArgument, "type mismatch, parameter: %s, error: %v", "function_name", err)
+	}
+	if err := req.ParseForm(); err != nil {
+		return nil, metadata, status.Errorf(codes.InvalidArgument, "%v", err)
+	}
+	if err := runtime.PopulateQueryParameters(&protoReq, req.Form, filter_Lambda_GetFunctionEventInvokeConfig_0); err != nil {
+		return nil, metadata, status.Errorf(codes.InvalidArgument, "%v", err)
+	}
+	if req.Body != nil {
+		_, _ = io.Copy(io.Discard, req.Body)
+	}
+	msg, err := client.GetFunctionEventInvokeConfig(ctx, &protoReq, grpc.Header(&metadata.HeaderMD), grpc.Trailer(&metadata.TrailerMD))
+	return msg, metadata, err
+}
+
+func local_request_Lambda_GetFunctionEventInvokeConfig_0(ctx context.Context, marshaler runtime.Marshaler, server LambdaServer, req *http.Request, pathParams map[string]string) (proto.Message, runtime.ServerMetadata, error) {
+	var (
+		protoReq GetFunctionEventInvokeConfigRequest
+		metadata runtime.ServerMetadata
+		err      error
+	)
+	val, ok := pathParams["function_name"]
+	if !ok {
+		return nil, metadata, status.Errorf(codes.InvalidArgument, "missing parameter %s", "function_name")
+	}
+	protoReq.FunctionName, err = runtime.StringP(val)
+	if err != nil {
+		return nil, metadata, status.Errorf(codes.InvalidArgument, "type mismatch, parameter: %s, error: %v", "function_name", err)
+	}
+	if err := req.ParseForm(); err != nil {
+		return nil, metadata, status.Errorf(codes.InvalidArgument, "%v", err)
+	}
+	if err := runtime.PopulateQueryParameters(&protoReq, req.Form, filter_Lambda_GetFunctionEventInvokeConfig_0); err != nil {
+		return nil, metadata, status.Errorf(codes.InvalidArgument, "%v", err)
+	}
+	msg, err := server.GetFunctionEventInvokeConfig(ctx, &protoReq)
+	return msg, metadata, err
+}
+
+var filter_Lambda_DeleteFunctionEventInvokeConfig_0 = &utilities.DoubleArray{Encoding: map[string]int{"function_name": 0}, Base: []int{1, 1, 0}, Check: []int{0, 1, 2}}
+
+func request_Lambda_DeleteFunctionEventInvokeConfig_0(ctx context.Context, marshaler runtime.Marshaler, client LambdaClient, req *http.Request, pathParams map[string]string) (proto.Message, runtime.ServerMetadata, error) {
+	var (
+		protoReq DeleteFunctionEventInvokeConfigRequest
+		metadata runtime.ServerMetadata
+		err      error
+	)
+	val, ok := pathParams["function_name"]
+	if !ok {
+		return nil, metadata, status.Errorf(codes.InvalidArgument, "missing parameter %s", "function_name")
+	}
+	protoReq.FunctionName, err = runtime.StringP(val)
+	if err != nil {
+		return nil, metadata, status.Errorf(codes.InvalidArgument, "type mismatch, parameter: %s, error: %v", "function_name", err)
+	}
+	if err := req.ParseForm(); err != nil {
+		return nil, metadata, status.Errorf(codes.InvalidArgument, "%v", err)
+	}
+	if err := runtime.PopulateQueryParameters(&protoReq, req.Form, filter_Lambda_DeleteFunctionEventInvokeConfig_0); err != nil {
+		return nil, metadata, status.Errorf(codes.InvalidArgument, "%v", err)
+	}
+	if req.Body != nil {
+		_, _ = io.Copy(io.Discard, req.Body)
+	}
+	msg, err := client.DeleteFunctionEventInvokeConfig(ctx, &protoReq, grpc.Header(&metadata.HeaderMD), grpc.Trailer(&metadata.TrailerMD))
+	return msg, metadata, err
+}
+
+func local_request_Lambda_DeleteFunctionEventInvokeConfig_0(ctx context.Context, marshaler runtime.Marshaler, server LambdaServer, req *http.Request, pathParams map[string]string) (proto.Message, runtime.ServerMetadata, error) {
+	var (
+		protoReq DeleteFunctionEventInvokeConfigRequest
+		metadata runtime.ServerMetadata
+		err      error
+	)
+	val, ok := pathParams["function_name"]
+	if !ok {
+		return nil, metadata, status.Errorf(codes.InvalidArgument, "missing parameter %s", "function_name")
+	}
+	protoReq.FunctionName, err = runtime.StringP(val)
+	if err != nil {
+		return nil, metadata, status.Errorf(codes.InvalidArgument, "type mismatch, parameter: %s, error: %v", "function_name", err)
+	}
+	if err := req.ParseForm(); err != nil {
+		return nil, metadata, status.Errorf(codes.InvalidArgument, "%v", err)
+	}
+	if err := runtime.PopulateQueryParameters(&protoReq, req.Form, filter_Lambda_DeleteFunctionEventInvokeConfig_0); err != nil {
+		return nil, metadata, status.Errorf(codes.InvalidArgument, "%v", err)
+	}
+	msg, err := server.DeleteFunctionEventInvokeConfig(ctx, &protoReq)
+	return msg, metadata, err
+}
+
+var filter_Lambda_ListFunctionEventInvokeConfigs_0 = &utilities.DoubleArray{Encoding: map[string]int{"function_name": 0}, Base: []int{1, 1, 0}, Check: []int{0, 1, 2}}
+
+func request_Lambda_ListFunctionEventInvokeConfigs_0(ctx context.Context, marshaler runtime.Marshaler, client LambdaClient, req *http.Request, pathParams map[string]string) (proto.Message, runtime.ServerMetadata, error) {
+	var (
+		protoReq ListFunctionEventInvokeConfigsRequest
+		metadata runtime.ServerMetadata
+		err      error
+	)
+	val, ok := pathParams["function_name"]
+	if !ok {
+		return nil, metadata, status.Errorf(codes.InvalidArgument, "missing parameter %s", "function_name")
+	}
+	protoReq.FunctionName, err = runtime.StringP(val)
+	if err != nil {
+		return nil, metadata, status.Errorf(codes.InvalidArgument, "type mismatch, parameter: %s, error: %v", "function_name", err)
+	}
+	if err := req.ParseForm(); err != nil {
+		return nil, metadata, status.Errorf(codes.InvalidArgument, "%v", err)
+	}
+	if err := runtime.PopulateQueryParameters(&protoReq, req.Form, filter_Lambda_ListFunctionEventInvokeConfigs_0); err != nil {
+		return nil, metadata, status.Errorf(codes.InvalidArgument, "%v", err)
+	}
+	if req.Body != nil {
+		_, _ = io.Copy(io.Discard, req.Body)
+	}
+	msg, err := client.ListFunctionEventInvokeConfigs(ctx, &protoReq, grpc.Header(&metadata.HeaderMD), grpc.Trailer(&metadata.TrailerMD))
+	return msg, metadata, err
+}
+
+func local_request_Lambda_ListFunctionEventInvokeConfigs_0(ctx context.Context, marshaler runtime.Marshaler, server LambdaServer, req *http.Request, pathParams map[string]string) (proto.Message, runtime.ServerMetadata, error) {
+	var (
+		protoReq ListFunctionEventInvokeConfigsRequest
+		metadata runtime.ServerMetadata
+		err      error
+	)
+	val, ok := pathParams["function_name"]
+	if !ok {
+		return nil, metadata, status.Errorf(codes.InvalidArgument, "missing parameter %s", "function_name")
+	}
+	protoReq.FunctionName, err = runtime.StringP(val)
+	if err != nil {
+		return nil, metadata, status.Errorf(codes.InvalidArgument, "type mismatch, parameter: %s, error: %v", "function_name", err)
+	}
+	if err := req.ParseForm(); err != nil {
+		return nil, metadata, status.Errorf(codes.InvalidArgument, "%v", err)
+	}
+	if err := runtime.PopulateQueryParameters(&protoReq, req.Form, filter_Lambda_ListFunctionEventInvokeConfigs_0); err != nil {
+		return nil, metadata, status.Errorf(codes.InvalidArgument, "%v", err)
+	}
+	msg, err := server.ListFunctionEventInvokeConfigs(ctx, &protoReq)
+	return msg, metadata, err
+}
+
 func request_Lambda_GetFunctionCodeSigningConfig_0(ctx context.Context, marshaler runtime.Marshaler, client LambdaClient, req *http.Request, pathParams map[string]string) (proto.Message, runtime.ServerMetadata, error) {
 	var (
 		protoReq GetFunctionCodeSigningConfigRequest
@@ -1584,6 +1833,106 @@ func RegisterLambdaHandlerServer(ctx context.Context, mux *runtime.ServeMux, ser
 		}
 		forward_Lambda_DeleteAlias_0(annotatedContext, mux, outboundMarshaler, w, req, resp, mux.GetForwardResponseOptions()...)
 	})
+	mux.Handle(http.MethodPut, pattern_Lambda_PutFunctionEventInvokeConfig_0, func(w http.ResponseWriter, req *http.Request, pathParams map[string]string) {
+		ctx, cancel := context.WithCancel(req.Context())
+		defer cancel()
+		var stream runtime.ServerTransportStream
+		ctx = grpc.NewContextWithServerTransportStream(ctx, &stream)
+		inboundMarshaler, outboundMarshaler := runtime.MarshalerForRequest(mux, req)
+		annotatedContext, err := runtime.AnnotateIncomingContext(ctx, mux, req, "/doze.v1.Lambda/PutFunctionEventInvokeConfig", runtime.WithHTTPPathPattern("/2019-09-25/functions/{function_name}/event-invoke-config"))
+		if err != nil {
+			runtime.HTTPError(ctx, mux, outboundMarshaler, w, req, err)
+			return
+		}
+		resp, md, err := local_request_Lambda_PutFunctionEventInvokeConfig_0(annotatedContext, inboundMarshaler, server, req, pathParams)
+		md.HeaderMD, md.TrailerMD = metadata.Join(md.HeaderMD, stream.Header()), metadata.Join(md.TrailerMD, stream.Trailer())
+		annotatedContext = runtime.NewServerMetadataContext(annotatedContext, md)
+		if err != nil {
+			runtime.HTTPError(annotatedContext, mux, outboundMarshaler, w, req, err)
+			return
+		}
+		forward_Lambda_PutFunctionEventInvokeConfig_0(annotatedContext, mux, outboundMarshaler, w, req, resp, mux.GetForwardResponseOptions()...)
+	})
+	mux.Handle(http.MethodPost, pattern_Lambda_UpdateFunctionEventInvokeConfig_0, func(w http.ResponseWriter, req *http.Request, pathParams map[string]string) {
+		ctx, cancel := context.WithCancel(req.Context())
+		defer cancel()
+		var stream runtime.ServerTransportStream
+		ctx = grpc.NewContextWithServerTransportStream(ctx, &stream)
+		inboundMarshaler, outboundMarshaler := runtime.MarshalerForRequest(mux, req)
+		annotatedContext, err := runtime.AnnotateIncomingContext(ctx, mux, req, "/doze.v1.Lambda/UpdateFunctionEventInvokeConfig", runtime.WithHTTPPathPattern("/2019-09-25/functions/{function_name}/event-invoke-config"))
+		if err != nil {
+			runtime.HTTPError(ctx, mux, outboundMarshaler, w, req, err)
+			return
+		}
+		resp, md, err := local_request_Lambda_UpdateFunctionEventInvokeConfig_0(annotatedContext, inboundMarshaler, server, req, pathParams)
+		md.HeaderMD, md.TrailerMD = metadata.Join(md.HeaderMD, stream.Header()), metadata.Join(md.TrailerMD, stream.Trailer())
+		annotatedContext = runtime.NewServerMetadataContext(annotatedContext, md)
+		if err != nil {
+			runtime.HTTPError(annotatedContext, mux, outboundMarshaler, w, req, err)
+			return
+		}
+		forward_Lambda_UpdateFunctionEventInvokeConfig_0(annotatedContext, mux, outboundMarshaler, w, req, resp, mux.GetForwardResponseOptions()...)
+	})
+	mux.Handle(http.MethodGet, pattern_Lambda_GetFunctionEventInvokeConfig_0, func(w http.ResponseWriter, req *http.Request, pathParams map[string]string) {
+		ctx, cancel := context.WithCancel(req.Context())
+		defer cancel()
+		var stream runtime.ServerTransportStream
+		ctx = grpc.NewContextWithServerTransportStream(ctx, &stream)
+		inboundMarshaler, outboundMarshaler := runtime.MarshalerForRequest(mux, req)
+		annotatedContext, err := runtime.AnnotateIncomingContext(ctx, mux, req, "/doze.v1.Lambda/GetFunctionEventInvokeConfig", runtime.WithHTTPPathPattern("/2019-09-25/functions/{function_name}/event-invoke-config"))
+		if err != nil {
+			runtime.HTTPError(ctx, mux, outboundMarshaler, w, req, err)
+			return
+		}
+		resp, md, err := local_request_Lambda_GetFunctionEventInvokeConfig_0(annotatedContext, inboundMarshaler, server, req, pathParams)
+		md.HeaderMD, md.TrailerMD = metadata.Join(md.HeaderMD, stream.Header()), metadata.Join(md.TrailerMD, stream.Trailer())
+		annotatedContext = runtime.NewServerMetadataContext(annotatedContext, md)
+		if err != nil {
+			runtime.HTTPError(annotatedContext, mux, outboundMarshaler, w, req, err)
+			return
+		}
+		forward_Lambda_GetFunctionEventInvokeConfig_0(annotatedContext, mux, outboundMarshaler, w, req, resp, mux.GetForwardResponseOptions()...)
+	})
+	mux.Handle(http.MethodDelete, pattern_Lambda_DeleteFunctionEventInvokeConfig_0, func(w http.ResponseWriter, req *http.Request, pathParams map[string]string) {
+		ctx, cancel := context.WithCancel(req.Context())
+		defer cancel()
+		var stream runtime.ServerTransportStream
+		ctx = grpc.NewContextWithServerTransportStream(ctx, &stream)
+		inboundMarshaler, outboundMarshaler := runtime.MarshalerForRequest(mux, req)
+		annotatedContext, err := runtime.AnnotateIncomingContext(ctx, mux, req, "/doze.v1.Lambda/DeleteFunctionEventInvokeConfig", runtime.WithHTTPPathPattern("/2019-09-25/functions/{function_name}/event-invoke-config"))
+		if err != nil {
+			runtime.HTTPError(ctx, mux, outboundMarshaler, w, req, err)
+			return
+		}
+		resp, md, err := local_request_Lambda_DeleteFunctionEventInvokeConfig_0(annotatedContext, inboundMarshaler, server, req, pathParams)
+		md.HeaderMD, md.TrailerMD = metadata.Join(md.HeaderMD, stream.Header()), metadata.Join(md.TrailerMD, stream.Trailer())
+		annotatedContext = runtime.NewServerMetadataContext(annotatedContext, md)
+		if err != nil {
+			runtime.HTTPError(annotatedContext, mux, outboundMarshaler, w, req, err)
+			return
+		}
+		forward_Lambda_DeleteFunctionEventInvokeConfig_0(annotatedContext, mux, outboundMarshaler, w, req, resp, mux.GetForwardResponseOptions()...)
+	})
+	mux.Handle(http.MethodGet, pattern_Lambda_ListFunctionEventInvokeConfigs_0, func(w http.ResponseWriter, req *http.Request, pathParams map[string]string) {
+		ctx, cancel := context.WithCancel(req.Context())
+		defer cancel()
+		var stream runtime.ServerTransportStream
+		ctx = grpc.NewContextWithServerTransportStream(ctx, &stream)
+		inboundMarshaler, outboundMarshaler := runtime.MarshalerForRequest(mux, req)
+		annotatedContext, err := runtime.AnnotateIncomingContext(ctx, mux, req, "/doze.v1.Lambda/ListFunctionEventInvokeConfigs", runtime.WithHTTPPathPattern("/2019-09-25/functions/{function_name}/event-invoke-config/list"))
+		if err != nil {
+			runtime.HTTPError(ctx, mux, outboundMarshaler, w, req, err)
+			return
+		}
+		resp, md, err := local_request_Lambda_ListFunctionEventInvokeConfigs_0(annotatedContext, inboundMarshaler, server, req, pathParams)
+		md.HeaderMD, md.TrailerMD = metadata.Join(md.HeaderMD, stream.Header()), metadata.Join(md.TrailerMD, stream.Trailer())
+		annotatedContext = runtime.NewServerMetadataContext(annotatedContext, md)
+		if err != nil {
+			runtime.HTTPError(annotatedContext, mux, outboundMarshaler, w, req, err)
+			return
+		}
+		forward_Lambda_ListFunctionEventInvokeConfigs_0(annotatedContext, mux, outboundMarshaler, w, req, resp, mux.GetForwardResponseOptions()...)
+	})
 	mux.Handle(http.MethodGet, pattern_Lambda_GetFunctionCodeSigningConfig_0, func(w http.ResponseWriter, req *http.Request, pathParams map[string]string) {
 		ctx, cancel := context.WithCancel(req.Context())
 		defer cancel()
@@ -2162,6 +2511,91 @@ func RegisterLambdaHandlerClient(ctx context.Context, mux *runtime.ServeMux, cli
 		}
 		forward_Lambda_DeleteAlias_0(annotatedContext, mux, outboundMarshaler, w, req, resp, mux.GetForwardResponseOptions()...)
 	})
+	mux.Handle(http.MethodPut, pattern_Lambda_PutFunctionEventInvokeConfig_0, func(w http.ResponseWriter, req *http.Request, pathParams map[string]string) {
+		ctx, cancel := context.WithCancel(req.Context())
+		defer cancel()
+		inboundMarshaler, outboundMarshaler := runtime.MarshalerForRequest(mux, req)
+		annotatedContext, err := runtime.AnnotateContext(ctx, mux, req, "/doze.v1.Lambda/PutFunctionEventInvokeConfig", runtime.WithHTTPPathPattern("/2019-09-25/functions/{function_name}/event-invoke-config"))
+		if err != nil {
+			runtime.HTTPError(ctx, mux, outboundMarshaler, w, req, err)
+			return
+		}
+		resp, md, err := request_Lambda_PutFunctionEventInvokeConfig_0(annotatedContext, inboundMarshaler, client, req, pathParams)
+		annotatedContext = runtime.NewServerMetadataContext(annotatedContext, md)
+		if err != nil {
+			runtime.HTTPError(annotatedContext, mux, outboundMarshaler, w, req, err)
+			return
+		}
+		forward_Lambda_PutFunctionEventInvokeConfig_0(annotatedContext, mux, outboundMarshaler, w, req, resp, mux.GetForwardResponseOptions()...)
+	})
+	mux.Handle(http.MethodPost, pattern_Lambda_UpdateFunctionEventInvokeConfig_0, func(w http.ResponseWriter, req *http.Request, pathParams map[string]string) {
+		ctx, cancel := context.WithCancel(req.Context())
+		defer cancel()
+		inboundMarshaler, outboundMarshaler := runtime.MarshalerForRequest(mux, req)
+		annotatedContext, err := runtime.AnnotateContext(ctx, mux, req, "/doze.v1.Lambda/UpdateFunctionEventInvokeConfig", runtime.WithHTTPPathPattern("/2019-09-25/functions/{function_name}/event-invoke-config"))
+		if err != nil {
+			runtime.HTTPError(ctx, mux, outboundMarshaler, w, req, err)
+			return
+		}
+		resp, md, err := request_Lambda_UpdateFunctionEventInvokeConfig_0(annotatedContext, inboundMarshaler, client, req, pathParams)
+		annotatedContext = runtime.NewServerMetadataContext(annotatedContext, md)
+		if err != nil {
+			runtime.HTTPError(annotatedContext, mux, outboundMarshaler, w, req, err)
+			return
+		}
+		forward_Lambda_UpdateFunctionEventInvokeConfig_0(annotatedContext, mux, outboundMarshaler, w, req, resp, mux.GetForwardResponseOptions()...)
+	})
+	mux.Handle(http.MethodGet, pattern_Lambda_GetFunctionEventInvokeConfig_0, func(w http.ResponseWriter, req *http.Request, pathParams map[string]string) {
+		ctx, cancel := context.WithCancel(req.Context())
+		defer cancel()
+		inboundMarshaler, outboundMarshaler := runtime.MarshalerForRequest(mux, req)
+		annotatedContext, err := runtime.AnnotateContext(ctx, mux, req, "/doze.v1.Lambda/GetFunctionEventInvokeConfig", runtime.WithHTTPPathPattern("/2019-09-25/functions/{function_name}/event-invoke-config"))
+		if err != nil {
+			runtime.HTTPError(ctx, mux, outboundMarshaler, w, req, err)
+			return
+		}
+		resp, md, err := request_Lambda_GetFunctionEventInvokeConfig_0(annotatedContext, inboundMarshaler, client, req, pathParams)
+		annotatedContext = runtime.NewServerMetadataContext(annotatedContext, md)
+		if err != nil {
+			runtime.HTTPError(annotatedContext, mux, outboundMarshaler, w, req, err)
+			return
+		}
+		forward_Lambda_GetFunctionEventInvokeConfig_0(annotatedContext, mux, outboundMarshaler, w, req, resp, mux.GetForwardResponseOptions()...)
+	})
+	mux.Handle(http.MethodDelete, pattern_Lambda_DeleteFunctionEventInvokeConfig_0, func(w http.ResponseWriter, req *http.Request, pathParams map[string]string) {
+		ctx, cancel := context.WithCancel(req.Context())
+		defer cancel()
+		inboundMarshaler, outboundMarshaler := runtime.MarshalerForRequest(mux, req)
+		annotatedContext, err := runtime.AnnotateContext(ctx, mux, req, "/doze.v1.Lambda/DeleteFunctionEventInvokeConfig", runtime.WithHTTPPathPattern("/2019-09-25/functions/{function_name}/event-invoke-config"))
+		if err != nil {
+			runtime.HTTPError(ctx, mux, outboundMarshaler, w, req, err)
+			return
+		}
+		resp, md, err := request_Lambda_DeleteFunctionEventInvokeConfig_0(annotatedContext, inboundMarshaler, client, req, pathParams)
+		annotatedContext = runtime.NewServerMetadataContext(annotatedContext, md)
+		if err != nil {
+			runtime.HTTPError(annotatedContext, mux, outboundMarshaler, w, req, err)
+			return
+		}
+		forward_Lambda_DeleteFunctionEventInvokeConfig_0(annotatedContext, mux, outboundMarshaler, w, req, resp, mux.GetForwardResponseOptions()...)
+	})
+	mux.Handle(http.MethodGet, pattern_Lambda_ListFunctionEventInvokeConfigs_0, func(w http.ResponseWriter, req *http.Request, pathParams map[string]string) {
+		ctx, cancel := context.WithCancel(req.Context())
+		defer cancel()
+		inboundMarshaler, outboundMarshaler := runtime.MarshalerForRequest(mux, req)
+		annotatedContext, err := runtime.AnnotateContext(ctx, mux, req, "/doze.v1.Lambda/ListFunctionEventInvokeConfigs", runtime.WithHTTPPathPattern("/2019-09-25/functions/{function_name}/event-invoke-config/list"))
+		if err != nil {
+			runtime.HTTPError(ctx, mux, outboundMarshaler, w, req, err)
+			return
+		}
+		resp, md, err := request_Lambda_ListFunctionEventInvokeConfigs_0(annotatedContext, inboundMarshaler, client, req, pathParams)
+		annotatedContext = runtime.NewServerMetadataContext(annotatedContext, md)
+		if err != nil {
+			runtime.HTTPError(annotatedContext, mux, outboundMarshaler, w, req, err)
+			return
+		}
+		forward_Lambda_ListFunctionEventInvokeConfigs_0(annotatedContext, mux, outboundMarshaler, w, req, resp, mux.GetForwardResponseOptions()...)
+	})
 	mux.Handle(http.MethodGet, pattern_Lambda_GetFunctionCodeSigningConfig_0, func(w http.ResponseWriter, req *http.Request, pathParams map[string]string) {
 		ctx, cancel := context.WithCancel(req.Context())
 		defer cancel()
@@ -2439,65 +2873,75 @@ func (m response_Lambda_ListRuntimes_0) XXX_ResponseBody() interface{} {
 }
 
 var (
-	pattern_Lambda_CreateFunction_0               = runtime.MustPattern(runtime.NewPattern(1, []int{2, 0, 2, 1}, []string{"2015-03-31", "functions"}, ""))
-	pattern_Lambda_GetFunction_0                  = runtime.MustPattern(runtime.NewPattern(1, []int{2, 0, 2, 1, 1, 0, 4, 1, 5, 2}, []string{"2015-03-31", "functions", "function_name"}, ""))
-	pattern_Lambda_GetFunctionConfiguration_0     = runtime.MustPattern(runtime.NewPattern(1, []int{2, 0, 2, 1, 1, 0, 4, 1, 5, 2, 2, 3}, []string{"2015-03-31", "functions", "function_name", "configuration"}, ""))
-	pattern_Lambda_ListFunctions_0                = runtime.MustPattern(runtime.NewPattern(1, []int{2, 0, 2, 1}, []string{"2015-03-31", "functions"}, ""))
-	pattern_Lambda_UpdateFunctionCode_0           = runtime.MustPattern(runtime.NewPattern(1, []int{2, 0, 2, 1, 1, 0, 4, 1, 5, 2, 2, 3}, []string{"2015-03-31", "functions", "function_name", "code"}, ""))
-	pattern_Lambda_UpdateFunctionConfiguration_0  = runtime.MustPattern(runtime.NewPattern(1, []int{2, 0, 2, 1, 1, 0, 4, 1, 5, 2, 2, 3}, []string{"2015-03-31", "functions", "function_name", "configuration"}, ""))
-	pattern_Lambda_DeleteFunction_0               = runtime.MustPattern(runtime.NewPattern(1, []int{2, 0, 2, 1, 1, 0, 4, 1, 5, 2}, []string{"2015-03-31", "functions", "function_name"}, ""))
-	pattern_Lambda_PublishVersion_0               = runtime.MustPattern(runtime.NewPattern(1, []int{2, 0, 2, 1, 1, 0, 4, 1, 5, 2, 2, 3}, []string{"2015-03-31", "functions", "function_name", "versions"}, ""))
-	pattern_Lambda_ListVersionsByFunction_0       = runtime.MustPattern(runtime.NewPattern(1, []int{2, 0, 2, 1, 1, 0, 4, 1, 5, 2, 2, 3}, []string{"2015-03-31", "functions", "function_name", "versions"}, ""))
-	pattern_Lambda_CreateAlias_0                  = runtime.MustPattern(runtime.NewPattern(1, []int{2, 0, 2, 1, 1, 0, 4, 1, 5, 2, 2, 3}, []string{"2015-03-31", "functions", "function_name", "aliases"}, ""))
-	pattern_Lambda_GetAlias_0                     = runtime.MustPattern(runtime.NewPattern(1, []int{2, 0, 2, 1, 1, 0, 4, 1, 5, 2, 2, 3, 1, 0, 4, 1, 5, 4}, []string{"2015-03-31", "functions", "function_name", "aliases", "name"}, ""))
-	pattern_Lambda_ListAliases_0                  = runtime.MustPattern(runtime.NewPattern(1, []int{2, 0, 2, 1, 1, 0, 4, 1, 5, 2, 2, 3}, []string{"2015-03-31", "functions", "function_name", "aliases"}, ""))
-	pattern_Lambda_UpdateAlias_0                  = runtime.MustPattern(runtime.NewPattern(1, []int{2, 0, 2, 1, 1, 0, 4, 1, 5, 2, 2, 3, 1, 0, 4, 1, 5, 4}, []string{"2015-03-31", "functions", "function_name", "aliases", "name"}, ""))
-	pattern_Lambda_DeleteAlias_0                  = runtime.MustPattern(runtime.NewPattern(1, []int{2, 0, 2, 1, 1, 0, 4, 1, 5, 2, 2, 3, 1, 0, 4, 1, 5, 4}, []string{"2015-03-31", "functions", "function_name", "aliases", "name"}, ""))
-	pattern_Lambda_GetFunctionCodeSigningConfig_0 = runtime.MustPattern(runtime.NewPattern(1, []int{2, 0, 2, 1, 1, 0, 4, 1, 5, 2, 2, 3}, []string{"2020-06-30", "functions", "function_name", "code-signing-config"}, ""))
-	pattern_Lambda_PutFunctionConcurrency_0       = runtime.MustPattern(runtime.NewPattern(1, []int{2, 0, 2, 1, 1, 0, 4, 1, 5, 2, 2, 3}, []string{"2017-10-31", "functions", "function_name", "concurrency"}, ""))
-	pattern_Lambda_GetFunctionConcurrency_0       = runtime.MustPattern(runtime.NewPattern(1, []int{2, 0, 2, 1, 1, 0, 4, 1, 5, 2, 2, 3}, []string{"2019-09-30", "functions", "function_name", "concurrency"}, ""))
-	pattern_Lambda_DeleteFunctionConcurrency_0    = runtime.MustPattern(runtime.NewPattern(1, []int{2, 0, 2, 1, 1, 0, 4, 1, 5, 2, 2, 3}, []string{"2017-10-31", "functions", "function_name", "concurrency"}, ""))
-	pattern_Lambda_AddPermission_0                = runtime.MustPattern(runtime.NewPattern(1, []int{2, 0, 2, 1, 1, 0, 4, 1, 5, 2, 2, 3}, []string{"2015-03-31", "functions", "function_name", "policy"}, ""))
-	pattern_Lambda_GetPolicy_0                    = runtime.MustPattern(runtime.NewPattern(1, []int{2, 0, 2, 1, 1, 0, 4, 1, 5, 2, 2, 3}, []string{"2015-03-31", "functions", "function_name", "policy"}, ""))
-	pattern_Lambda_RemovePermission_0             = runtime.MustPattern(runtime.NewPattern(1, []int{2, 0, 2, 1, 1, 0, 4, 1, 5, 2, 2, 3, 1, 0, 4, 1, 5, 4}, []string{"2015-03-31", "functions", "function_name", "policy", "statement_id"}, ""))
-	pattern_Lambda_TagResource_0                  = runtime.MustPattern(runtime.NewPattern(1, []int{2, 0, 2, 1, 1, 0, 4, 1, 5, 2}, []string{"2017-03-31", "tags", "resource"}, ""))
-	pattern_Lambda_UntagResource_0                = runtime.MustPattern(runtime.NewPattern(1, []int{2, 0, 2, 1, 1, 0, 4, 1, 5, 2}, []string{"2017-03-31", "tags", "resource"}, ""))
-	pattern_Lambda_ListTags_0                     = runtime.MustPattern(runtime.NewPattern(1, []int{2, 0, 2, 1, 1, 0, 4, 1, 5, 2}, []string{"2017-03-31", "tags", "resource"}, ""))
-	pattern_Lambda_GetAccountSettings_0           = runtime.MustPattern(runtime.NewPattern(1, []int{2, 0, 2, 1}, []string{"2016-08-19", "account-settings"}, ""))
-	pattern_Lambda_ListInstances_0                = runtime.MustPattern(runtime.NewPattern(1, []int{2, 0, 2, 1, 2, 2}, []string{"doze", "v1", "instances"}, ""))
-	pattern_Lambda_ListRuntimes_0                 = runtime.MustPattern(runtime.NewPattern(1, []int{2, 0, 2, 1, 2, 2}, []string{"doze", "v1", "runtimes"}, ""))
-	pattern_Lambda_GetBill_0                      = runtime.MustPattern(runtime.NewPattern(1, []int{2, 0, 2, 1, 2, 2}, []string{"doze", "v1", "bill"}, ""))
-	pattern_Lambda_GetStatus_0                    = runtime.MustPattern(runtime.NewPattern(1, []int{2, 0, 2, 1, 2, 2}, []string{"doze", "v1", "status"}, ""))
+	pattern_Lambda_CreateFunction_0                  = runtime.MustPattern(runtime.NewPattern(1, []int{2, 0, 2, 1}, []string{"2015-03-31", "functions"}, ""))
+	pattern_Lambda_GetFunction_0                     = runtime.MustPattern(runtime.NewPattern(1, []int{2, 0, 2, 1, 1, 0, 4, 1, 5, 2}, []string{"2015-03-31", "functions", "function_name"}, ""))
+	pattern_Lambda_GetFunctionConfiguration_0        = runtime.MustPattern(runtime.NewPattern(1, []int{2, 0, 2, 1, 1, 0, 4, 1, 5, 2, 2, 3}, []string{"2015-03-31", "functions", "function_name", "configuration"}, ""))
+	pattern_Lambda_ListFunctions_0                   = runtime.MustPattern(runtime.NewPattern(1, []int{2, 0, 2, 1}, []string{"2015-03-31", "functions"}, ""))
+	pattern_Lambda_UpdateFunctionCode_0              = runtime.MustPattern(runtime.NewPattern(1, []int{2, 0, 2, 1, 1, 0, 4, 1, 5, 2, 2, 3}, []string{"2015-03-31", "functions", "function_name", "code"}, ""))
+	pattern_Lambda_UpdateFunctionConfiguration_0     = runtime.MustPattern(runtime.NewPattern(1, []int{2, 0, 2, 1, 1, 0, 4, 1, 5, 2, 2, 3}, []string{"2015-03-31", "functions", "function_name", "configuration"}, ""))
+	pattern_Lambda_DeleteFunction_0                  = runtime.MustPattern(runtime.NewPattern(1, []int{2, 0, 2, 1, 1, 0, 4, 1, 5, 2}, []string{"2015-03-31", "functions", "function_name"}, ""))
+	pattern_Lambda_PublishVersion_0                  = runtime.MustPattern(runtime.NewPattern(1, []int{2, 0, 2, 1, 1, 0, 4, 1, 5, 2, 2, 3}, []string{"2015-03-31", "functions", "function_name", "versions"}, ""))
+	pattern_Lambda_ListVersionsByFunction_0          = runtime.MustPattern(runtime.NewPattern(1, []int{2, 0, 2, 1, 1, 0, 4, 1, 5, 2, 2, 3}, []string{"2015-03-31", "functions", "function_name", "versions"}, ""))
+	pattern_Lambda_CreateAlias_0                     = runtime.MustPattern(runtime.NewPattern(1, []int{2, 0, 2, 1, 1, 0, 4, 1, 5, 2, 2, 3}, []string{"2015-03-31", "functions", "function_name", "aliases"}, ""))
+	pattern_Lambda_GetAlias_0                        = runtime.MustPattern(runtime.NewPattern(1, []int{2, 0, 2, 1, 1, 0, 4, 1, 5, 2, 2, 3, 1, 0, 4, 1, 5, 4}, []string{"2015-03-31", "functions", "function_name", "aliases", "name"}, ""))
+	pattern_Lambda_ListAliases_0                     = runtime.MustPattern(runtime.NewPattern(1, []int{2, 0, 2, 1, 1, 0, 4, 1, 5, 2, 2, 3}, []string{"2015-03-31", "functions", "function_name", "aliases"}, ""))
+	pattern_Lambda_UpdateAlias_0                     = runtime.MustPattern(runtime.NewPattern(1, []int{2, 0, 2, 1, 1, 0, 4, 1, 5, 2, 2, 3, 1, 0, 4, 1, 5, 4}, []string{"2015-03-31", "functions", "function_name", "aliases", "name"}, ""))
+	pattern_Lambda_DeleteAlias_0                     = runtime.MustPattern(runtime.NewPattern(1, []int{2, 0, 2, 1, 1, 0, 4, 1, 5, 2, 2, 3, 1, 0, 4, 1, 5, 4}, []string{"2015-03-31", "functions", "function_name", "aliases", "name"}, ""))
+	pattern_Lambda_PutFunctionEventInvokeConfig_0    = runtime.MustPattern(runtime.NewPattern(1, []int{2, 0, 2, 1, 1, 0, 4, 1, 5, 2, 2, 3}, []string{"2019-09-25", "functions", "function_name", "event-invoke-config"}, ""))
+	pattern_Lambda_UpdateFunctionEventInvokeConfig_0 = runtime.MustPattern(runtime.NewPattern(1, []int{2, 0, 2, 1, 1, 0, 4, 1, 5, 2, 2, 3}, []string{"2019-09-25", "functions", "function_name", "event-invoke-config"}, ""))
+	pattern_Lambda_GetFunctionEventInvokeConfig_0    = runtime.MustPattern(runtime.NewPattern(1, []int{2, 0, 2, 1, 1, 0, 4, 1, 5, 2, 2, 3}, []string{"2019-09-25", "functions", "function_name", "event-invoke-config"}, ""))
+	pattern_Lambda_DeleteFunctionEventInvokeConfig_0 = runtime.MustPattern(runtime.NewPattern(1, []int{2, 0, 2, 1, 1, 0, 4, 1, 5, 2, 2, 3}, []string{"2019-09-25", "functions", "function_name", "event-invoke-config"}, ""))
+	pattern_Lambda_ListFunctionEventInvokeConfigs_0  = runtime.MustPattern(runtime.NewPattern(1, []int{2, 0, 2, 1, 1, 0, 4, 1, 5, 2, 2, 3, 2, 4}, []string{"2019-09-25", "functions", "function_name", "event-invoke-config", "list"}, ""))
+	pattern_Lambda_GetFunctionCodeSigningConfig_0    = runtime.MustPattern(runtime.NewPattern(1, []int{2, 0, 2, 1, 1, 0, 4, 1, 5, 2, 2, 3}, []string{"2020-06-30", "functions", "function_name", "code-signing-config"}, ""))
+	pattern_Lambda_PutFunctionConcurrency_0          = runtime.MustPattern(runtime.NewPattern(1, []int{2, 0, 2, 1, 1, 0, 4, 1, 5, 2, 2, 3}, []string{"2017-10-31", "functions", "function_name", "concurrency"}, ""))
+	pattern_Lambda_GetFunctionConcurrency_0          = runtime.MustPattern(runtime.NewPattern(1, []int{2, 0, 2, 1, 1, 0, 4, 1, 5, 2, 2, 3}, []string{"2019-09-30", "functions", "function_name", "concurrency"}, ""))
+	pattern_Lambda_DeleteFunctionConcurrency_0       = runtime.MustPattern(runtime.NewPattern(1, []int{2, 0, 2, 1, 1, 0, 4, 1, 5, 2, 2, 3}, []string{"2017-10-31", "functions", "function_name", "concurrency"}, ""))
+	pattern_Lambda_AddPermission_0                   = runtime.MustPattern(runtime.NewPattern(1, []int{2, 0, 2, 1, 1, 0, 4, 1, 5, 2, 2, 3}, []string{"2015-03-31", "functions", "function_name", "policy"}, ""))
+	pattern_Lambda_GetPolicy_0                       = runtime.MustPattern(runtime.NewPattern(1, []int{2, 0, 2, 1, 1, 0, 4, 1, 5, 2, 2, 3}, []string{"2015-03-31", "functions", "function_name", "policy"}, ""))
+	pattern_Lambda_RemovePermission_0                = runtime.MustPattern(runtime.NewPattern(1, []int{2, 0, 2, 1, 1, 0, 4, 1, 5, 2, 2, 3, 1, 0, 4, 1, 5, 4}, []string{"2015-03-31", "functions", "function_name", "policy", "statement_id"}, ""))
+	pattern_Lambda_TagResource_0                     = runtime.MustPattern(runtime.NewPattern(1, []int{2, 0, 2, 1, 1, 0, 4, 1, 5, 2}, []string{"2017-03-31", "tags", "resource"}, ""))
+	pattern_Lambda_UntagResource_0                   = runtime.MustPattern(runtime.NewPattern(1, []int{2, 0, 2, 1, 1, 0, 4, 1, 5, 2}, []string{"2017-03-31", "tags", "resource"}, ""))
+	pattern_Lambda_ListTags_0                        = runtime.MustPattern(runtime.NewPattern(1, []int{2, 0, 2, 1, 1, 0, 4, 1, 5, 2}, []string{"2017-03-31", "tags", "resource"}, ""))
+	pattern_Lambda_GetAccountSettings_0              = runtime.MustPattern(runtime.NewPattern(1, []int{2, 0, 2, 1}, []string{"2016-08-19", "account-settings"}, ""))
+	pattern_Lambda_ListInstances_0                   = runtime.MustPattern(runtime.NewPattern(1, []int{2, 0, 2, 1, 2, 2}, []string{"doze", "v1", "instances"}, ""))
+	pattern_Lambda_ListRuntimes_0                    = runtime.MustPattern(runtime.NewPattern(1, []int{2, 0, 2, 1, 2, 2}, []string{"doze", "v1", "runtimes"}, ""))
+	pattern_Lambda_GetBill_0                         = runtime.MustPattern(runtime.NewPattern(1, []int{2, 0, 2, 1, 2, 2}, []string{"doze", "v1", "bill"}, ""))
+	pattern_Lambda_GetStatus_0                       = runtime.MustPattern(runtime.NewPattern(1, []int{2, 0, 2, 1, 2, 2}, []string{"doze", "v1", "status"}, ""))
 )
 
 var (
-	forward_Lambda_CreateFunction_0               = runtime.ForwardResponseMessage
-	forward_Lambda_GetFunction_0                  = runtime.ForwardResponseMessage
-	forward_Lambda_GetFunctionConfiguration_0     = runtime.ForwardResponseMessage
-	forward_Lambda_ListFunctions_0                = runtime.ForwardResponseMessage
-	forward_Lambda_UpdateFunctionCode_0           = runtime.ForwardResponseMessage
-	forward_Lambda_UpdateFunctionConfiguration_0  = runtime.ForwardResponseMessage
-	forward_Lambda_DeleteFunction_0               = runtime.ForwardResponseMessage
-	forward_Lambda_PublishVersion_0               = runtime.ForwardResponseMessage
-	forward_Lambda_ListVersionsByFunction_0       = runtime.ForwardResponseMessage
-	forward_Lambda_CreateAlias_0                  = runtime.ForwardResponseMessage
-	forward_Lambda_GetAlias_0                     = runtime.ForwardResponseMessage
-	forward_Lambda_ListAliases_0                  = runtime.ForwardResponseMessage
-	forward_Lambda_UpdateAlias_0                  = runtime.ForwardResponseMessage
-	forward_Lambda_DeleteAlias_0                  = runtime.ForwardResponseMessage
-	forward_Lambda_GetFunctionCodeSigningConfig_0 = runtime.ForwardResponseMessage
-	forward_Lambda_PutFunctionConcurrency_0       = runtime.ForwardResponseMessage
-	forward_Lambda_GetFunctionConcurrency_0       = runtime.ForwardResponseMessage
-	forward_Lambda_DeleteFunctionConcurrency_0    = runtime.ForwardResponseMessage
-	forward_Lambda_AddPermission_0                = runtime.ForwardResponseMessage
-	forward_Lambda_GetPolicy_0                    = runtime.ForwardResponseMessage
-	forward_Lambda_RemovePermission_0             = runtime.ForwardResponseMessage
-	forward_Lambda_TagResource_0                  = runtime.ForwardResponseMessage
-	forward_Lambda_UntagResource_0                = runtime.ForwardResponseMessage
-	forward_Lambda_ListTags_0                     = runtime.ForwardResponseMessage
-	forward_Lambda_GetAccountSettings_0           = runtime.ForwardResponseMessage
-	forward_Lambda_ListInstances_0                = runtime.ForwardResponseMessage
-	forward_Lambda_ListRuntimes_0                 = runtime.ForwardResponseMessage
-	forward_Lambda_GetBill_0                      = runtime.ForwardResponseMessage
-	forward_Lambda_GetStatus_0                    = runtime.ForwardResponseMessage
+	forward_Lambda_CreateFunction_0                  = runtime.ForwardResponseMessage
+	forward_Lambda_GetFunction_0                     = runtime.ForwardResponseMessage
+	forward_Lambda_GetFunctionConfiguration_0        = runtime.ForwardResponseMessage
+	forward_Lambda_ListFunctions_0                   = runtime.ForwardResponseMessage
+	forward_Lambda_UpdateFunctionCode_0              = runtime.ForwardResponseMessage
+	forward_Lambda_UpdateFunctionConfiguration_0     = runtime.ForwardResponseMessage
+	forward_Lambda_DeleteFunction_0                  = runtime.ForwardResponseMessage
+	forward_Lambda_PublishVersion_0                  = runtime.ForwardResponseMessage
+	forward_Lambda_ListVersionsByFunction_0          = runtime.ForwardResponseMessage
+	forward_Lambda_CreateAlias_0                     = runtime.ForwardResponseMessage
+	forward_Lambda_GetAlias_0                        = runtime.ForwardResponseMessage
+	forward_Lambda_ListAliases_0                     = runtime.ForwardResponseMessage
+	forward_Lambda_UpdateAlias_0                     = runtime.ForwardResponseMessage
+	forward_Lambda_DeleteAlias_0                     = runtime.ForwardResponseMessage
+	forward_Lambda_PutFunctionEventInvokeConfig_0    = runtime.ForwardResponseMessage
+	forward_Lambda_UpdateFunctionEventInvokeConfig_0 = runtime.ForwardResponseMessage
+	forward_Lambda_GetFunctionEventInvokeConfig_0    = runtime.ForwardResponseMessage
+	forward_Lambda_DeleteFunctionEventInvokeConfig_0 = runtime.ForwardResponseMessage
+	forward_Lambda_ListFunctionEventInvokeConfigs_0  = runtime.ForwardResponseMessage
+	forward_Lambda_GetFunctionCodeSigningConfig_0    = runtime.ForwardResponseMessage
+	forward_Lambda_PutFunctionConcurrency_0          = runtime.ForwardResponseMessage
+	forward_Lambda_GetFunctionConcurrency_0          = runtime.ForwardResponseMessage
+	forward_Lambda_DeleteFunctionConcurrency_0       = runtime.ForwardResponseMessage
+	forward_Lambda_AddPermission_0                   = runtime.ForwardResponseMessage
+	forward_Lambda_GetPolicy_0                       = runtime.ForwardResponseMessage
+	forward_Lambda_RemovePermission_0                = runtime.ForwardResponseMessage
+	forward_Lambda_TagResource_0                     = runtime.ForwardResponseMessage
+	forward_Lambda_UntagResource_0                   = runtime.ForwardResponseMessage
+	forward_Lambda_ListTags_0                        = runtime.ForwardResponseMessage
+	forward_Lambda_GetAccountSettings_0              = runtime.ForwardResponseMessage
+	forward_Lambda_ListInstances_0                   = runtime.ForwardResponseMessage
+	forward_Lambda_ListRuntimes_0                    = runtime.ForwardResponseMessage
+	forward_Lambda_GetBill_0                         = runtime.ForwardResponseMessage
+	forward_Lambda_GetStatus_0                       = runtime.ForwardResponseMessage
 )

@@ -25,37 +25,42 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	Lambda_CreateFunction_FullMethodName               = "/doze.v1.Lambda/CreateFunction"
-	Lambda_GetFunction_FullMethodName                  = "/doze.v1.Lambda/GetFunction"
-	Lambda_GetFunctionConfiguration_FullMethodName     = "/doze.v1.Lambda/GetFunctionConfiguration"
-	Lambda_ListFunctions_FullMethodName                = "/doze.v1.Lambda/ListFunctions"
-	Lambda_UpdateFunctionCode_FullMethodName           = "/doze.v1.Lambda/UpdateFunctionCode"
-	Lambda_UpdateFunctionConfiguration_FullMethodName  = "/doze.v1.Lambda/UpdateFunctionConfiguration"
-	Lambda_DeleteFunction_FullMethodName               = "/doze.v1.Lambda/DeleteFunction"
-	Lambda_Invoke_FullMethodName                       = "/doze.v1.Lambda/Invoke"
-	Lambda_PublishVersion_FullMethodName               = "/doze.v1.Lambda/PublishVersion"
-	Lambda_ListVersionsByFunction_FullMethodName       = "/doze.v1.Lambda/ListVersionsByFunction"
-	Lambda_CreateAlias_FullMethodName                  = "/doze.v1.Lambda/CreateAlias"
-	Lambda_GetAlias_FullMethodName                     = "/doze.v1.Lambda/GetAlias"
-	Lambda_ListAliases_FullMethodName                  = "/doze.v1.Lambda/ListAliases"
-	Lambda_UpdateAlias_FullMethodName                  = "/doze.v1.Lambda/UpdateAlias"
-	Lambda_DeleteAlias_FullMethodName                  = "/doze.v1.Lambda/DeleteAlias"
-	Lambda_GetFunctionCodeSigningConfig_FullMethodName = "/doze.v1.Lambda/GetFunctionCodeSigningConfig"
-	Lambda_PutFunctionConcurrency_FullMethodName       = "/doze.v1.Lambda/PutFunctionConcurrency"
-	Lambda_GetFunctionConcurrency_FullMethodName       = "/doze.v1.Lambda/GetFunctionConcurrency"
-	Lambda_DeleteFunctionConcurrency_FullMethodName    = "/doze.v1.Lambda/DeleteFunctionConcurrency"
-	Lambda_AddPermission_FullMethodName                = "/doze.v1.Lambda/AddPermission"
-	Lambda_GetPolicy_FullMethodName                    = "/doze.v1.Lambda/GetPolicy"
-	Lambda_RemovePermission_FullMethodName             = "/doze.v1.Lambda/RemovePermission"
-	Lambda_TagResource_FullMethodName                  = "/doze.v1.Lambda/TagResource"
-	Lambda_UntagResource_FullMethodName                = "/doze.v1.Lambda/UntagResource"
-	Lambda_ListTags_FullMethodName                     = "/doze.v1.Lambda/ListTags"
-	Lambda_GetAccountSettings_FullMethodName           = "/doze.v1.Lambda/GetAccountSettings"
-	Lambda_ListInstances_FullMethodName                = "/doze.v1.Lambda/ListInstances"
-	Lambda_ListRuntimes_FullMethodName                 = "/doze.v1.Lambda/ListRuntimes"
-	Lambda_GetBill_FullMethodName                      = "/doze.v1.Lambda/GetBill"
-	Lambda_GetStatus_FullMethodName                    = "/doze.v1.Lambda/GetStatus"
-	Lambda_TailLogs_FullMethodName                     = "/doze.v1.Lambda/TailLogs"
+	Lambda_CreateFunction_FullMethodName                  = "/doze.v1.Lambda/CreateFunction"
+	Lambda_GetFunction_FullMethodName                     = "/doze.v1.Lambda/GetFunction"
+	Lambda_GetFunctionConfiguration_FullMethodName        = "/doze.v1.Lambda/GetFunctionConfiguration"
+	Lambda_ListFunctions_FullMethodName                   = "/doze.v1.Lambda/ListFunctions"
+	Lambda_UpdateFunctionCode_FullMethodName              = "/doze.v1.Lambda/UpdateFunctionCode"
+	Lambda_UpdateFunctionConfiguration_FullMethodName     = "/doze.v1.Lambda/UpdateFunctionConfiguration"
+	Lambda_DeleteFunction_FullMethodName                  = "/doze.v1.Lambda/DeleteFunction"
+	Lambda_Invoke_FullMethodName                          = "/doze.v1.Lambda/Invoke"
+	Lambda_PublishVersion_FullMethodName                  = "/doze.v1.Lambda/PublishVersion"
+	Lambda_ListVersionsByFunction_FullMethodName          = "/doze.v1.Lambda/ListVersionsByFunction"
+	Lambda_CreateAlias_FullMethodName                     = "/doze.v1.Lambda/CreateAlias"
+	Lambda_GetAlias_FullMethodName                        = "/doze.v1.Lambda/GetAlias"
+	Lambda_ListAliases_FullMethodName                     = "/doze.v1.Lambda/ListAliases"
+	Lambda_UpdateAlias_FullMethodName                     = "/doze.v1.Lambda/UpdateAlias"
+	Lambda_DeleteAlias_FullMethodName                     = "/doze.v1.Lambda/DeleteAlias"
+	Lambda_PutFunctionEventInvokeConfig_FullMethodName    = "/doze.v1.Lambda/PutFunctionEventInvokeConfig"
+	Lambda_UpdateFunctionEventInvokeConfig_FullMethodName = "/doze.v1.Lambda/UpdateFunctionEventInvokeConfig"
+	Lambda_GetFunctionEventInvokeConfig_FullMethodName    = "/doze.v1.Lambda/GetFunctionEventInvokeConfig"
+	Lambda_DeleteFunctionEventInvokeConfig_FullMethodName = "/doze.v1.Lambda/DeleteFunctionEventInvokeConfig"
+	Lambda_ListFunctionEventInvokeConfigs_FullMethodName  = "/doze.v1.Lambda/ListFunctionEventInvokeConfigs"
+	Lambda_GetFunctionCodeSigningConfig_FullMethodName    = "/doze.v1.Lambda/GetFunctionCodeSigningConfig"
+	Lambda_PutFunctionConcurrency_FullMethodName          = "/doze.v1.Lambda/PutFunctionConcurrency"
+	Lambda_GetFunctionConcurrency_FullMethodName          = "/doze.v1.Lambda/GetFunctionConcurrency"
+	Lambda_DeleteFunctionConcurrency_FullMethodName       = "/doze.v1.Lambda/DeleteFunctionConcurrency"
+	Lambda_AddPermission_FullMethodName                   = "/doze.v1.Lambda/AddPermission"
+	Lambda_GetPolicy_FullMethodName                       = "/doze.v1.Lambda/GetPolicy"
+	Lambda_RemovePermission_FullMethodName                = "/doze.v1.Lambda/RemovePermission"
+	Lambda_TagResource_FullMethodName                     = "/doze.v1.Lambda/TagResource"
+	Lambda_UntagResource_FullMethodName                   = "/doze.v1.Lambda/UntagResource"
+	Lambda_ListTags_FullMethodName                        = "/doze.v1.Lambda/ListTags"
+	Lambda_GetAccountSettings_FullMethodName              = "/doze.v1.Lambda/GetAccountSettings"
+	Lambda_ListInstances_FullMethodName                   = "/doze.v1.Lambda/ListInstances"
+	Lambda_ListRuntimes_FullMethodName                    = "/doze.v1.Lambda/ListRuntimes"
+	Lambda_GetBill_FullMethodName                         = "/doze.v1.Lambda/GetBill"
+	Lambda_GetStatus_FullMethodName                       = "/doze.v1.Lambda/GetStatus"
+	Lambda_TailLogs_FullMethodName                        = "/doze.v1.Lambda/TailLogs"
 )
 
 // LambdaClient is the client API for Lambda service.
@@ -98,6 +103,17 @@ type LambdaClient interface {
 	UpdateAlias(ctx context.Context, in *UpdateAliasRequest, opts ...grpc.CallOption) (*AliasConfiguration, error)
 	// DeleteAlias removes an alias and its resource policy. One that is not there is no error.
 	DeleteAlias(ctx context.Context, in *DeleteAliasRequest, opts ...grpc.CallOption) (*DeleteAliasResponse, error)
+	// PutFunctionEventInvokeConfig sets how events of a function, version or alias are tried and where
+	// their records go; what is not given goes back to its default.
+	PutFunctionEventInvokeConfig(ctx context.Context, in *PutFunctionEventInvokeConfigRequest, opts ...grpc.CallOption) (*FunctionEventInvokeConfig, error)
+	// UpdateFunctionEventInvokeConfig changes what is given and keeps the rest.
+	UpdateFunctionEventInvokeConfig(ctx context.Context, in *UpdateFunctionEventInvokeConfigRequest, opts ...grpc.CallOption) (*FunctionEventInvokeConfig, error)
+	// GetFunctionEventInvokeConfig answers the one of a qualifier.
+	GetFunctionEventInvokeConfig(ctx context.Context, in *GetFunctionEventInvokeConfigRequest, opts ...grpc.CallOption) (*FunctionEventInvokeConfig, error)
+	// DeleteFunctionEventInvokeConfig goes back to the defaults.
+	DeleteFunctionEventInvokeConfig(ctx context.Context, in *DeleteFunctionEventInvokeConfigRequest, opts ...grpc.CallOption) (*DeleteFunctionEventInvokeConfigResponse, error)
+	// ListFunctionEventInvokeConfigs pages over those of a function's qualifiers.
+	ListFunctionEventInvokeConfigs(ctx context.Context, in *ListFunctionEventInvokeConfigsRequest, opts ...grpc.CallOption) (*ListFunctionEventInvokeConfigsResponse, error)
 	// GetFunctionCodeSigningConfig answers that there is none: Doze does not check signatures of code.
 	GetFunctionCodeSigningConfig(ctx context.Context, in *GetFunctionCodeSigningConfigRequest, opts ...grpc.CallOption) (*GetFunctionCodeSigningConfigResponse, error)
 	// PutFunctionConcurrency sets the reserved concurrency: a limit and a guarantee; 0 blocks the function.
@@ -285,6 +301,56 @@ func (c *lambdaClient) DeleteAlias(ctx context.Context, in *DeleteAliasRequest, 
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(DeleteAliasResponse)
 	err := c.cc.Invoke(ctx, Lambda_DeleteAlias_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *lambdaClient) PutFunctionEventInvokeConfig(ctx context.Context, in *PutFunctionEventInvokeConfigRequest, opts ...grpc.CallOption) (*FunctionEventInvokeConfig, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(FunctionEventInvokeConfig)
+	err := c.cc.Invoke(ctx, Lambda_PutFunctionEventInvokeConfig_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *lambdaClient) UpdateFunctionEventInvokeConfig(ctx context.Context, in *UpdateFunctionEventInvokeConfigRequest, opts ...grpc.CallOption) (*FunctionEventInvokeConfig, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(FunctionEventInvokeConfig)
+	err := c.cc.Invoke(ctx, Lambda_UpdateFunctionEventInvokeConfig_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *lambdaClient) GetFunctionEventInvokeConfig(ctx context.Context, in *GetFunctionEventInvokeConfigRequest, opts ...grpc.CallOption) (*FunctionEventInvokeConfig, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(FunctionEventInvokeConfig)
+	err := c.cc.Invoke(ctx, Lambda_GetFunctionEventInvokeConfig_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *lambdaClient) DeleteFunctionEventInvokeConfig(ctx context.Context, in *DeleteFunctionEventInvokeConfigRequest, opts ...grpc.CallOption) (*DeleteFunctionEventInvokeConfigResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(DeleteFunctionEventInvokeConfigResponse)
+	err := c.cc.Invoke(ctx, Lambda_DeleteFunctionEventInvokeConfig_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *lambdaClient) ListFunctionEventInvokeConfigs(ctx context.Context, in *ListFunctionEventInvokeConfigsRequest, opts ...grpc.CallOption) (*ListFunctionEventInvokeConfigsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListFunctionEventInvokeConfigsResponse)
+	err := c.cc.Invoke(ctx, Lambda_ListFunctionEventInvokeConfigs_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -500,6 +566,17 @@ type LambdaServer interface {
 	UpdateAlias(context.Context, *UpdateAliasRequest) (*AliasConfiguration, error)
 	// DeleteAlias removes an alias and its resource policy. One that is not there is no error.
 	DeleteAlias(context.Context, *DeleteAliasRequest) (*DeleteAliasResponse, error)
+	// PutFunctionEventInvokeConfig sets how events of a function, version or alias are tried and where
+	// their records go; what is not given goes back to its default.
+	PutFunctionEventInvokeConfig(context.Context, *PutFunctionEventInvokeConfigRequest) (*FunctionEventInvokeConfig, error)
+	// UpdateFunctionEventInvokeConfig changes what is given and keeps the rest.
+	UpdateFunctionEventInvokeConfig(context.Context, *UpdateFunctionEventInvokeConfigRequest) (*FunctionEventInvokeConfig, error)
+	// GetFunctionEventInvokeConfig answers the one of a qualifier.
+	GetFunctionEventInvokeConfig(context.Context, *GetFunctionEventInvokeConfigRequest) (*FunctionEventInvokeConfig, error)
+	// DeleteFunctionEventInvokeConfig goes back to the defaults.
+	DeleteFunctionEventInvokeConfig(context.Context, *DeleteFunctionEventInvokeConfigRequest) (*DeleteFunctionEventInvokeConfigResponse, error)
+	// ListFunctionEventInvokeConfigs pages over those of a function's qualifiers.
+	ListFunctionEventInvokeConfigs(context.Context, *ListFunctionEventInvokeConfigsRequest) (*ListFunctionEventInvokeConfigsResponse, error)
 	// GetFunctionCodeSigningConfig answers that there is none: Doze does not check signatures of code.
 	GetFunctionCodeSigningConfig(context.Context, *GetFunctionCodeSigningConfigRequest) (*GetFunctionCodeSigningConfigResponse, error)
 	// PutFunctionConcurrency sets the reserved concurrency: a limit and a guarantee; 0 blocks the function.
@@ -587,6 +664,21 @@ func (UnimplementedLambdaServer) UpdateAlias(context.Context, *UpdateAliasReques
 }
 func (UnimplementedLambdaServer) DeleteAlias(context.Context, *DeleteAliasRequest) (*DeleteAliasResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method DeleteAlias not implemented")
+}
+func (UnimplementedLambdaServer) PutFunctionEventInvokeConfig(context.Context, *PutFunctionEventInvokeConfigRequest) (*FunctionEventInvokeConfig, error) {
+	return nil, status.Error(codes.Unimplemented, "method PutFunctionEventInvokeConfig not implemented")
+}
+func (UnimplementedLambdaServer) UpdateFunctionEventInvokeConfig(context.Context, *UpdateFunctionEventInvokeConfigRequest) (*FunctionEventInvokeConfig, error) {
+	return nil, status.Error(codes.Unimplemented, "method UpdateFunctionEventInvokeConfig not implemented")
+}
+func (UnimplementedLambdaServer) GetFunctionEventInvokeConfig(context.Context, *GetFunctionEventInvokeConfigRequest) (*FunctionEventInvokeConfig, error) {
+	return nil, status.Error(codes.Unimplemented, "method GetFunctionEventInvokeConfig not implemented")
+}
+func (UnimplementedLambdaServer) DeleteFunctionEventInvokeConfig(context.Context, *DeleteFunctionEventInvokeConfigRequest) (*DeleteFunctionEventInvokeConfigResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method DeleteFunctionEventInvokeConfig not implemented")
+}
+func (UnimplementedLambdaServer) ListFunctionEventInvokeConfigs(context.Context, *ListFunctionEventInvokeConfigsRequest) (*ListFunctionEventInvokeConfigsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListFunctionEventInvokeConfigs not implemented")
 }
 func (UnimplementedLambdaServer) GetFunctionCodeSigningConfig(context.Context, *GetFunctionCodeSigningConfigRequest) (*GetFunctionCodeSigningConfigResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method GetFunctionCodeSigningConfig not implemented")
@@ -923,6 +1015,96 @@ func _Lambda_DeleteAlias_Handler(srv interface{}, ctx context.Context, dec func(
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
 		return srv.(LambdaServer).DeleteAlias(ctx, req.(*DeleteAliasRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Lambda_PutFunctionEventInvokeConfig_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(PutFunctionEventInvokeConfigRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(LambdaServer).PutFunctionEventInvokeConfig(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Lambda_PutFunctionEventInvokeConfig_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(LambdaServer).PutFunctionEventInvokeConfig(ctx, req.(*PutFunctionEventInvokeConfigRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Lambda_UpdateFunctionEventInvokeConfig_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(UpdateFunctionEventInvokeConfigRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(LambdaServer).UpdateFunctionEventInvokeConfig(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Lambda_UpdateFunctionEventInvokeConfig_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(LambdaServer).UpdateFunctionEventInvokeConfig(ctx, req.(*UpdateFunctionEventInvokeConfigRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Lambda_GetFunctionEventInvokeConfig_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(GetFunctionEventInvokeConfigRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(LambdaServer).GetFunctionEventInvokeConfig(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Lambda_GetFunctionEventInvokeConfig_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(LambdaServer).GetFunctionEventInvokeConfig(ctx, req.(*GetFunctionEventInvokeConfigRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Lambda_DeleteFunctionEventInvokeConfig_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(DeleteFunctionEventInvokeConfigRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(LambdaServer).DeleteFunctionEventInvokeConfig(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Lambda_DeleteFunctionEventInvokeConfig_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(LambdaServer).DeleteFunctionEventInvokeConfig(ctx, req.(*DeleteFunctionEventInvokeConfigRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Lambda_ListFunctionEventInvokeConfigs_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListFunctionEventInvokeConfigsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(LambdaServer).ListFunctionEventInvokeConfigs(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Lambda_ListFunctionEventInvokeConfigs_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(LambdaServer).ListFunctionEventInvokeConfigs(ctx, req.(*ListFunctionEventInvokeConfigsRequest))
 	}
 	return interceptor(ctx, in, info, handler)
 }
@@ -1274,6 +1456,26 @@ var Lambda_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "DeleteAlias",
 			Handler:    _Lambda_DeleteAlias_Handler,
+		},
+		{
+			MethodName: "PutFunctionEventInvokeConfig",
+			Handler:    _Lambda_PutFunctionEventInvokeConfig_Handler,
+		},
+		{
+			MethodName: "UpdateFunctionEventInvokeConfig",
+			Handler:    _Lambda_UpdateFunctionEventInvokeConfig_Handler,
+		},
+		{
+			MethodName: "GetFunctionEventInvokeConfig",
+			Handler:    _Lambda_GetFunctionEventInvokeConfig_Handler,
+		},
+		{
+			MethodName: "DeleteFunctionEventInvokeConfig",
+			Handler:    _Lambda_DeleteFunctionEventInvokeConfig_Handler,
+		},
+		{
+			MethodName: "ListFunctionEventInvokeConfigs",
+			Handler:    _Lambda_ListFunctionEventInvokeConfigs_Handler,
 		},
 		{
 			MethodName: "GetFunctionCodeSigningConfig",

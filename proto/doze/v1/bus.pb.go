@@ -1464,6 +1464,8 @@ type Event struct {
 	Payload       []byte `protobuf:"bytes,8,opt,name=payload,proto3" json:"payload,omitempty"`
 	ClientContext []byte `protobuf:"bytes,9,opt,name=client_context,json=clientContext,proto3" json:"client_context,omitempty"`
 	TraceId       string `protobuf:"bytes,10,opt,name=trace_id,json=traceId,proto3" json:"trace_id,omitempty"`
+	// How many times events on the way here were sent on by a function's destination.
+	Hops          uint32 `protobuf:"varint,11,opt,name=hops,proto3" json:"hops,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1566,6 +1568,13 @@ func (x *Event) GetTraceId() string {
 		return x.TraceId
 	}
 	return ""
+}
+
+func (x *Event) GetHops() uint32 {
+	if x != nil {
+		return x.Hops
+	}
+	return 0
 }
 
 var File_doze_v1_bus_proto protoreflect.FileDescriptor
@@ -1694,7 +1703,7 @@ const file_doze_v1_bus_proto_rawDesc = "" +
 	"\aLogLine\x12\x13\n" +
 	"\x05at_ms\x18\x01 \x01(\x03R\x04atMs\x12\x16\n" +
 	"\x06stream\x18\x02 \x01(\tR\x06stream\x12\x12\n" +
-	"\x04text\x18\x03 \x01(\fR\x04text\"\xa5\x02\n" +
+	"\x04text\x18\x03 \x01(\fR\x04text\"\xb9\x02\n" +
 	"\x05Event\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\fR\x02id\x12\x18\n" +
 	"\aaccount\x18\x02 \x01(\tR\aaccount\x12\x1a\n" +
@@ -1706,7 +1715,8 @@ const file_doze_v1_bus_proto_rawDesc = "" +
 	"\apayload\x18\b \x01(\fR\apayload\x12%\n" +
 	"\x0eclient_context\x18\t \x01(\fR\rclientContext\x12\x19\n" +
 	"\btrace_id\x18\n" +
-	" \x01(\tR\atraceIdB/Z-github.com/doze-run/doze/proto/doze/v1;dozev1b\x06proto3"
+	" \x01(\tR\atraceId\x12\x12\n" +
+	"\x04hops\x18\v \x01(\rR\x04hopsB/Z-github.com/doze-run/doze/proto/doze/v1;dozev1b\x06proto3"
 
 var (
 	file_doze_v1_bus_proto_rawDescOnce sync.Once

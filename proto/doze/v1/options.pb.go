@@ -161,6 +161,10 @@ const (
 	Shape_SHAPE_ADDITIONAL_VERSION                          Shape = 68
 	Shape_SHAPE_WEIGHT                                      Shape = 69
 	Shape_SHAPE_ADDITIONAL_VERSION_WEIGHTS                  Shape = 70
+	Shape_SHAPE_MAXIMUM_RETRY_ATTEMPTS                      Shape = 71
+	Shape_SHAPE_MAXIMUM_EVENT_AGE_IN_SECONDS                Shape = 72
+	Shape_SHAPE_DESTINATION_ARN                             Shape = 73
+	Shape_SHAPE_MAX_FUNCTION_EVENT_INVOKE_CONFIG_LIST_ITEMS Shape = 74
 	// Doze's own.
 	Shape_SHAPE_BILL_MONTH Shape = 64
 	Shape_SHAPE_LOG_SINCE  Shape = 65
@@ -238,6 +242,10 @@ var (
 		68: "SHAPE_ADDITIONAL_VERSION",
 		69: "SHAPE_WEIGHT",
 		70: "SHAPE_ADDITIONAL_VERSION_WEIGHTS",
+		71: "SHAPE_MAXIMUM_RETRY_ATTEMPTS",
+		72: "SHAPE_MAXIMUM_EVENT_AGE_IN_SECONDS",
+		73: "SHAPE_DESTINATION_ARN",
+		74: "SHAPE_MAX_FUNCTION_EVENT_INVOKE_CONFIG_LIST_ITEMS",
 		64: "SHAPE_BILL_MONTH",
 		65: "SHAPE_LOG_SINCE",
 	}
@@ -311,6 +319,10 @@ var (
 		"SHAPE_ADDITIONAL_VERSION":                          68,
 		"SHAPE_WEIGHT":                                      69,
 		"SHAPE_ADDITIONAL_VERSION_WEIGHTS":                  70,
+		"SHAPE_MAXIMUM_RETRY_ATTEMPTS":                      71,
+		"SHAPE_MAXIMUM_EVENT_AGE_IN_SECONDS":                72,
+		"SHAPE_DESTINATION_ARN":                             73,
+		"SHAPE_MAX_FUNCTION_EVENT_INVOKE_CONFIG_LIST_ITEMS": 74,
 		"SHAPE_BILL_MONTH":                                  64,
 		"SHAPE_LOG_SINCE":                                   65,
 	}
@@ -707,7 +719,7 @@ const file_doze_v1_options_proto_rawDesc = "" +
 	"\x0eLOCATION_QUERY\x10\x02\x12\x13\n" +
 	"\x0fLOCATION_HEADER\x10\x03\x12\x13\n" +
 	"\x0fLOCATION_STATUS\x10\x04\x12\x14\n" +
-	"\x10LOCATION_PAYLOAD\x10\x05*\x9b)\n" +
+	"\x10LOCATION_PAYLOAD\x10\x05*\xf6+\n" +
 	"\x05Shape\x12\x15\n" +
 	"\x11SHAPE_UNSPECIFIED\x10\x00\x12\xba\x01\n" +
 	"\x13SHAPE_FUNCTION_NAME\x10\x01\x1a\xa0\x01\xb2\xb8\x19\x9b\x01\x18\x01 \x8c\x01*\x93\x01(arn:(aws[a-zA-Z-]*)?:lambda:)?([a-z]{2}((-gov)|(-iso([a-z]?)))?-[a-z]+-\\d{1}:)?(\\d{12}:)?(function:)?([a-zA-Z0-9-_]+)(:(\\$LATEST|[a-zA-Z0-9-_]+))?\x12\x97\x04\n" +
@@ -800,7 +812,12 @@ const file_doze_v1_options_proto_rawDesc = "" +
 	"#SHAPE_VERSION_WITH_LATEST_PUBLISHED\x10C\x1a*\xb2\xb8\x19&\x18\x01 \x80\b*\x1f(\\$LATEST(\\.PUBLISHED)?|[0-9]+)\x12/\n" +
 	"\x18SHAPE_ADDITIONAL_VERSION\x10D\x1a\x11\xb2\xb8\x19\r\x18\x01 \x80\b*\x06[0-9]+\x12\x1a\n" +
 	"\fSHAPE_WEIGHT\x10E\x1a\b\xb2\xb8\x19\x04\b\x00\x10\x01\x12.\n" +
-	" SHAPE_ADDITIONAL_VERSION_WEIGHTS\x10F\x1a\b\xb2\xb8\x19\x04HEPD\x124\n" +
+	" SHAPE_ADDITIONAL_VERSION_WEIGHTS\x10F\x1a\b\xb2\xb8\x19\x04HEPD\x12*\n" +
+	"\x1cSHAPE_MAXIMUM_RETRY_ATTEMPTS\x10G\x1a\b\xb2\xb8\x19\x04\b\x00\x10\x02\x122\n" +
+	"\"SHAPE_MAXIMUM_EVENT_AGE_IN_SECONDS\x10H\x1a\n" +
+	"\xb2\xb8\x19\x06\b<\x10\xe0\xa8\x01\x12\xb7\x01\n" +
+	"\x15SHAPE_DESTINATION_ARN\x10I\x1a\x9b\x01\xb2\xb8\x19\x96\x01 \xde\x02*\x90\x01$|kafka://([^.]([a-zA-Z0-9\\-_.]{0,248}))|arn:(aws[a-zA-Z0-9-]*):([a-zA-Z0-9\\-])+:([a-z]{2}((-gov)|(-iso([a-z]?)))?-[a-z]+-\\d{1})?:(\\d{12})?:(.*)\x12?\n" +
+	"1SHAPE_MAX_FUNCTION_EVENT_INVOKE_CONFIG_LIST_ITEMS\x10J\x1a\b\xb2\xb8\x19\x04\b\x01\x102\x124\n" +
 	"\x10SHAPE_BILL_MONTH\x10@\x1a\x1e\xb2\xb8\x19\x1a*\x18[0-9]{4}-(0[1-9]|1[0-2])\x12\x1d\n" +
 	"\x0fSHAPE_LOG_SINCE\x10A\x1a\b\xb2\xb8\x19\x04\x18\x01 @:H\n" +
 	"\x06member\x12\x1d.google.protobuf.FieldOptions\x18\x84\x97\x03 \x01(\v2\x0f.doze.v1.MemberR\x06member:9\n" +
