@@ -28,6 +28,8 @@ type cgroups struct {
 	unified string
 	// in2 says which controllers the unified hierarchy has.
 	in2 map[string]bool
+	// readOnly are the mount points among them that cannot be written to (see makeWritable).
+	readOnly []string
 	// swap says that swap is counted.
 	swap bool
 	// cpus is the number of CPUs, for the parent's weight.
@@ -55,16 +57,23 @@ func detectCgroups(mountinfo string, parent string) (*cgroups, error) {
 	}
 	defer f.Close()
 	var unified string
+	use := func(m mountLine) {
+		if m.readOnly && !slices.Contains(c.readOnly, m.point) {
+			c.readOnly = append(c.readOnly, m.point)
+		}
+	}
 	for s := bufio.NewScanner(f); s.Scan(); {
 		m, ok := parseMount(s.Text())
 		switch {
 		case !ok:
 		case m.fstype == "cgroup2" && unified == "":
 			unified = m.point
+			use(m)
 		case m.fstype == "cgroup":
 			for _, o := range strings.Split(m.options, ",") {
 				if slices.Contains([]string{"memory", "cpu", "pids", "freezer"}, o) && c.v1[o] == "" {
 					c.v1[o] = filepath.Join(m.point, parent)
+					use(m)
 				}
 			}
 		}
@@ -88,7 +97,10 @@ func detectCgroups(mountinfo string, parent string) (*cgroups, error) {
 	return c, nil
 }
 
-type mountLine struct{ point, fstype, options string }
+type mountLine struct {
+	point, fstype, options string
+	readOnly               bool // here; whoever mounted it elsewhere may write
+}
 
 // parseMount takes the mount point, type and super options out of a line of mountinfo.
 func parseMount(line string) (mountLine, bool) {
@@ -97,7 +109,7 @@ func parseMount(line string) (mountLine, bool) {
 	if !ok || len(a) < 6 || len(b) < 3 {
 		return mountLine{}, false
 	}
-	return mountLine{unescape(a[4]), b[0], b[2]}, true
+	return mountLine{unescape(a[4]), b[0], b[2], slices.Contains(strings.Split(a[5], ","), "ro")}, true
 }
 
 // unescape turns the mount table's octal escapes back into characters.

@@ -122,6 +122,9 @@ func New(options Options) (_ *Sandbox, err error) {
 		return nil, err
 	}
 	s.cgroups.cpus = runtime.NumCPU()
+	if err = s.cgroups.makeWritable(); err != nil {
+		return nil, err
+	}
 	if err = s.cgroups.sweep(); err != nil {
 		return nil, err
 	}

@@ -154,12 +154,15 @@ func TestDetectCgroups(t *testing.T) {
 	for _, c := range []struct {
 		name, mounts, controllers string
 		memory, freezer           string // "v1", "v2" or ""
+		readOnly                  int
 	}{
-		{"v1", v1("memory") + v1("pids") + v1("cpu,cpuacct") + v1("freezer"), "", "v1", "v1"},
-		{"hybrid", v1("memory") + v1("pids") + v1("cpu") + v1("freezer") + v2, "hugetlb", "v1", "v2"},
-		{"v2", v2, "cpuset cpu io memory pids", "v2", "v2"},
-		{"nothing", "1 1 0:1 / / rw - ext4 /dev/vda rw\n", "", "", ""},
-		{"v2 without controllers", v2, "", "", ""},
+		{"v1", v1("memory") + v1("pids") + v1("cpu,cpuacct") + v1("freezer"), "", "v1", "v1", 0},
+		{"hybrid", v1("memory") + v1("pids") + v1("cpu") + v1("freezer") + v2, "hugetlb", "v1", "v2", 0},
+		{"v2", v2, "cpuset cpu io memory pids", "v2", "v2", 0},
+		{"a container's", strings.ReplaceAll(v1("memory")+v1("pids")+v1("cpu,cpuacct")+v1("freezer")+v1("devices"), " rw -", " ro,nosuid -"), "", "v1", "v1", 4},
+		{"a container's v2", strings.Replace(v2, " rw,", " ro,", 1), "cpu memory pids", "v2", "v2", 1},
+		{"nothing", "1 1 0:1 / / rw - ext4 /dev/vda rw\n", "", "", "", 0},
+		{"v2 without controllers", v2, "", "", "", 0},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			controllers(c.controllers)
@@ -182,6 +185,9 @@ func TestDetectCgroups(t *testing.T) {
 			}
 			if (got.v1["freezer"] != "") != (c.freezer == "v1") || !got.canFreeze() {
 				t.Errorf("freezer: %+v", got)
+			}
+			if len(got.readOnly) != c.readOnly {
+				t.Errorf("read-only: %q", got.readOnly)
 			}
 		})
 	}
