@@ -26,6 +26,8 @@ type cgroups struct {
 	v1 map[string]string
 	// unified is the parent directory in the v2 hierarchy, "" where none is mounted.
 	unified string
+	// mount is a mount of that hierarchy for this process alone, -1 without (see mountUnified).
+	mount int
 	// in2 says which controllers the unified hierarchy has.
 	in2 map[string]bool
 	// readOnly are the mount points among them that cannot be written to (see makeWritable).
@@ -50,7 +52,7 @@ const period = 20_000
 
 // detectCgroups reads the mount table and makes the parent directories.
 func detectCgroups(mountinfo string, parent string) (*cgroups, error) {
-	c := &cgroups{v1: map[string]string{}, in2: map[string]bool{}}
+	c := &cgroups{v1: map[string]string{}, in2: map[string]bool{}, mount: -1}
 	f, err := os.Open(mountinfo)
 	if err != nil {
 		return nil, fmt.Errorf("cgroups: %w", err)
@@ -234,6 +236,9 @@ func (c *cgroups) missing() (lines []string) {
 	if c.unified == "" && c.v1["freezer"] == "" {
 		lines = append(lines, "no cgroup v2 mount and no freezer controller: idle instances are not frozen")
 	}
+	if c.v1["freezer"] != "" {
+		lines = append(lines, "no cgroup v2: what is frozen when the worker is killed stays until its next start")
+	}
 	return lines
 }
 
@@ -243,6 +248,8 @@ func (c *cgroups) remove() error {
 	for _, dir := range c.parents() {
 		errs = append(errs, rmdir(dir))
 	}
+	closeAll([]int{c.mount})
+	c.mount = -1
 	return errors.Join(errs...)
 }
 

@@ -105,9 +105,13 @@ func TestPredecessor(t *testing.T) {
 		t.Error("two sandboxes share a data directory")
 	}
 	c, err := detectCgroups("/proc/self/mountinfo", parentName(data))
+	if err == nil {
+		err = c.mountUnified(parentName(data))
+	}
 	if err != nil {
 		t.Fatal(err)
 	}
+	defer closeAll([]int{c.mount})
 	pids, _ := members(t, c)
 	if len(pids) < 40 {
 		t.Fatalf("only %d processes in the cgroups", len(pids))

@@ -125,6 +125,9 @@ func New(options Options) (_ *Sandbox, err error) {
 	if err = s.cgroups.makeWritable(); err != nil {
 		return nil, err
 	}
+	if err = s.cgroups.mountUnified(parentName(dataDir)); err != nil {
+		return nil, err
+	}
 	if err = s.cgroups.sweep(); err != nil {
 		return nil, err
 	}

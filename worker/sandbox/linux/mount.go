@@ -96,22 +96,27 @@ func (t *trees) close() {
 
 // newTmpfs makes a detached tmpfs. Its files can be reached at inside(fd, name).
 func newTmpfs(attrs int, options ...[2]string) (int, error) {
-	fd, err := unix.Fsopen("tmpfs", unix.FSOPEN_CLOEXEC)
+	return newMount("tmpfs", attrs, options...)
+}
+
+// newMount makes a detached mount of a file system of this type.
+func newMount(fstype string, attrs int, options ...[2]string) (int, error) {
+	fd, err := unix.Fsopen(fstype, unix.FSOPEN_CLOEXEC)
 	if err != nil {
-		return -1, fmt.Errorf("fsopen tmpfs: %w", err)
+		return -1, fmt.Errorf("fsopen %s: %w", fstype, err)
 	}
 	defer unix.Close(fd)
 	for _, o := range options {
 		if err := unix.FsconfigSetString(fd, o[0], o[1]); err != nil {
-			return -1, fmt.Errorf("tmpfs option %s=%s: %w", o[0], o[1], err)
+			return -1, fmt.Errorf("%s option %s=%s: %w", fstype, o[0], o[1], err)
 		}
 	}
 	if err := unix.FsconfigCreate(fd); err != nil {
-		return -1, fmt.Errorf("create tmpfs: %w", err)
+		return -1, fmt.Errorf("create %s: %w", fstype, err)
 	}
 	mount, err := unix.Fsmount(fd, unix.FSMOUNT_CLOEXEC, attrs)
 	if err != nil {
-		return -1, fmt.Errorf("fsmount tmpfs: %w", err)
+		return -1, fmt.Errorf("fsmount %s: %w", fstype, err)
 	}
 	return mount, nil
 }

@@ -96,7 +96,8 @@ func (s *Sandbox) prepare(control, cgroup int, uid int, tmp, memory int64) *prog
 	// Not only those of the launcher: what started the worker may ignore others (glibc's posix_spawn
 	// ignores 32 and 33 for whomever make starts).
 	p.signals(everySignal(), 0)
-	p.call("set the priority", unix.SYS_SETPRIORITY, imm(unix.PRIO_PROCESS), imm(0), imm(0))
+	// A worker that was started with less than the usual priority, and may not raise it, keeps what it has.
+	p.call("set the priority", unix.SYS_SETPRIORITY, imm(unix.PRIO_PROCESS), imm(0), imm(0)).Ignore = uint16(unix.EACCES)
 	p.call("unshare namespaces", unix.SYS_UNSHARE, imm(unix.CLONE_NEWNS|unix.CLONE_NEWUTS|unix.CLONE_NEWIPC|unix.CLONE_NEWNET))
 	p.listener()
 	p.call("watch children", unix.SYS_SIGNALFD4, imm(-1), p.sigset(unix.SIGCHLD), imm(8), imm(unix.SFD_CLOEXEC|unix.SFD_NONBLOCK)).Save = 1 + stage.SignalReg

@@ -193,6 +193,16 @@ func TestDetectCgroups(t *testing.T) {
 	}
 }
 
+func TestUnifiedPath(t *testing.T) {
+	for self, want := range map[string]string{
+		"3:cpu:/x\n0::/docker/abc\n": "docker/abc", "0::/\n": "", "0::/../other\n": "", "3:cpu:/x\n": "", "": "",
+	} {
+		if got := unifiedPath(self); got != want {
+			t.Errorf("%q: %q", self, got)
+		}
+	}
+}
+
 func FuzzParseMount(f *testing.F) {
 	f.Add(`41 31 0:38 / /sys/fs/cgroup/a\040b rw,nosuid shared:4 - cgroup2 cgroup2 rw`)
 	f.Add(` - `)
