@@ -33,6 +33,16 @@ test: ## everything that must pass (needs gcc for -race, python3, node and npm f
 	go vet ./...
 	go test -race -p 1 ./...
 
+.PHONY: container-test
+container-test: build ## the sandbox's suite and a platform in a worker's container (needs a Docker daemon; BASE=IMAGE)
+	BASE='$(BASE)' deploy/container-test
+
+.PHONY: images
+images: build ## the images doze-control and doze-worker (needs a Docker daemon; BASE=IMAGE, by default debian:bookworm-slim)
+	docker build --network host -f deploy/Dockerfile $(if $(BASE),--build-arg BASE='$(BASE)') --target control -t doze-control .
+	docker build --network host -f deploy/Dockerfile $(if $(BASE),--build-arg BASE='$(BASE)') --target worker -t doze-worker .
+
 .PHONY: generate
-generate: ## the Go code of proto/ (committed; CI checks that it is current)
+generate: ## the Go code of proto/ and deploy/seccomp.json (committed; CI checks that they are current)
 	cd proto/tools && go run . ..
+	cd deploy/seccomp && go run . ../seccomp.json

@@ -314,7 +314,8 @@ f = ctypes.CFUNCTYPE(ctypes.c_int)(ctypes.addressof(ctypes.c_char.from_buffer(m)
 print("returned", f(), flush=True)
 `
 	exit, out := f.py(t, fmt.Sprintf(run, "b814000000cd80c3"))
-	if exit.Signal != "bad system call" {
+	// A kernel without that gate has no such instruction: then it is the processor that refuses.
+	if exit.Signal != "bad system call" && exit.Signal != "segmentation fault" {
 		t.Errorf("int 0x80: %+v %q", exit, out)
 	}
 	exit, out = f.py(t, fmt.Sprintf(run, "b8270000400f05c3"))
