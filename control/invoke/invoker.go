@@ -188,15 +188,11 @@ func (i *Invoker) Enqueue(ctx context.Context, event *Event) error {
 }
 
 func translate(call *Call, a *bus.Answer) *Answer {
-	answer := &Answer{
+	return &Answer{
 		ExecutedVersion: call.Version.Version, FunctionError: a.FunctionError, Payload: a.Payload, LogTail: a.LogTail,
-		Cold: a.Cold, Queue: a.Queue, Init: a.Init, Handler: a.Handler, Instance: a.Instance,
+		Cold: a.Cold, Outcome: a.Outcome, Instance: a.Instance,
+		Queue: a.Queue, Claim: a.Claim, Mount: a.Mount, Init: a.Init, Handler: a.Handler,
 	}
-	if a.Cold {
-		// The wait for the instance contains its init, which is told apart.
-		answer.Queue = max(0, a.Queue-a.Init)
-	}
-	return answer
 }
 
 func fault(call *Call, f *bus.Fault) error {
