@@ -105,6 +105,23 @@ func (m *member) launch() error {
 	return nil
 }
 
+// What an instance does, as `doze ps` shows it.
+const (
+	starting = "starting"
+	idle     = "idle"
+	busy     = "busy"
+)
+
+func (m *member) state() string {
+	switch {
+	case !m.up:
+		return starting
+	case m.current == nil:
+		return idle
+	}
+	return busy
+}
+
 // take runs a call on this instance, which is free: at once when it is granted, else after its
 // claim.
 func (m *member) take(c *holding) {
@@ -393,14 +410,7 @@ func (m *member) finish(c *holding, r *instance.Result) {
 		g.pool.config.Logger.Warn("answer", "function", g.spec.Function, "err", err)
 	}
 
-	if cold {
-		g.pool.config.Events.ColdCall(ColdCall{
-			About: m.about(), RequestID: uuid.UUID(c.ID).String(), Origin: m.start.Origin, Phases: answer.Phases, Outcome: r.Outcome,
-		})
-	}
-
 	g.mu.Lock()
-	defer g.mu.Unlock()
 	m.calls++
 	m.lastUsed, g.lastActive = now, now
 	busy := g.busy
@@ -412,6 +422,12 @@ func (m *member) finish(c *holding, r *instance.Result) {
 		if m.calls > 1 { // the first one finds cold caches
 			g.appetite.served(r.Duration, busy)
 		}
+	}
+	g.mu.Unlock()
+	if cold {
+		g.pool.config.Events.ColdCall(ColdCall{
+			About: m.about(), RequestID: uuid.UUID(c.ID).String(), Origin: m.start.Origin, Phases: answer.Phases, Outcome: r.Outcome,
+		})
 	}
 }
 

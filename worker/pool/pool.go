@@ -177,6 +177,28 @@ func (p *Pool) Hosted() []*dozev1.Hosted {
 	return all
 }
 
+// States is how many instances there are, by what they do: as `doze ps` names it.
+type States struct{ Starting, Idle, Busy int }
+
+// States counts the instances.
+func (p *Pool) States() (all States) {
+	for _, g := range p.snapshot() {
+		g.mu.Lock()
+		for _, m := range g.members {
+			switch m.state() {
+			case starting:
+				all.Starting++
+			case idle:
+				all.Idle++
+			default:
+				all.Busy++
+			}
+		}
+		g.mu.Unlock()
+	}
+	return all
+}
+
 // Instances lists the instances of an account, for people.
 func (p *Pool) Instances(account string) []*dozev1.InstanceInfo {
 	var all []*dozev1.InstanceInfo
