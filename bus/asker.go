@@ -133,6 +133,30 @@ func (a *Asker) InFlight() int {
 	return len(a.pending)
 }
 
+// Load is what an asker has out: calls that wait for a worker, with the bytes that they have in the queues,
+// and calls that run.
+type Load struct {
+	Waiting, Running int
+	QueuedBytes      int64
+}
+
+// Load counts the calls.
+func (a *Asker) Load() (load Load) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, p := range a.pending {
+		if p.state == waiting {
+			load.Waiting++
+		} else {
+			load.Running++
+		}
+	}
+	for _, bytes := range a.queued {
+		load.QueuedBytes += bytes
+	}
+	return load
+}
+
 // Ask publishes the call and waits for its answer; it always returns one, within the limits. It
 // does not end with the caller's context: a call that runs is accounted for whoever listens. tag
 // is handed to the Waker.
