@@ -12,19 +12,21 @@ import (
 // idleCrowd is how many idle instances idle1000 has at once.
 const idleCrowd = 1000
 
-// idleCrowds are the languages whose instances are weighed by the thousand: how many MB each may take, how many
-// calls a second are sent to bring them up, and how long after the last call all must be up.
+// idleCrowds are the languages whose instances are weighed by the thousand: how many MB each may take, and how
+// long the calls sleep that bring them up, about what a wave of them takes to start.
 var idleCrowds = []struct {
 	language  string
 	megabytes float64
-	perSecond int
-	grace     time.Duration
+	sleep     time.Duration
 }{
-	{"go", 8, 150, 3 * time.Second},
-	{"python", 12, 50, 6 * time.Second},
+	{"go", 8, time.Second},
+	{"python", 12, 2 * time.Second},
 }
 
 const (
+	// waveStep is how many new instances a wave of calls asks for, and maxWaves when to give up.
+	waveStep = 100
+	maxWaves = 40
 	// endWithin is how long the instances of a deleted function may take to end.
 	endWithin = 30 * time.Second
 	endPoll   = 100 * time.Millisecond
@@ -42,7 +44,7 @@ func (r *run) measureIdleCrowd(ctx context.Context) error {
 		if f == nil || !r.want[row] {
 			continue
 		}
-		if err := r.idleCrowdOf(ctx, row, f, c.perSecond, c.grace); err != nil {
+		if err := r.idleCrowdOf(ctx, row, f, c.sleep); err != nil {
 			if ctx.Err() != nil {
 				return ctx.Err()
 			}
@@ -54,7 +56,7 @@ func (r *run) measureIdleCrowd(ctx context.Context) error {
 	return nil
 }
 
-func (r *run) idleCrowdOf(ctx context.Context, row string, f *function, perSecond int, grace time.Duration) (err error) {
+func (r *run) idleCrowdOf(ctx context.Context, row string, f *function, sleep time.Duration) (err error) {
 	name := r.name("crowd", f.language)
 	zip, err := f.zip("")
 	if err != nil {
@@ -75,13 +77,12 @@ func (r *run) idleCrowdOf(ctx context.Context, row string, f *function, perSecon
 	if err != nil {
 		return err
 	}
-	up, took, err := r.bringUp(ctx, name, perSecond, grace)
+	begun := time.Now()
+	up, refused, err := r.bringUp(ctx, name, sleep)
 	if err != nil {
 		return err
 	}
-	if up < r.plan.idleCrowd {
-		r.fail(row, fmt.Errorf("%d instances answered %d calls: not all were up at once", up, r.plan.idleCrowd))
-	}
+	took := time.Since(begun)
 	if err := pause(ctx, r.settle); err != nil {
 		return err
 	}
@@ -103,52 +104,57 @@ func (r *run) idleCrowdOf(ctx context.Context, row string, f *function, perSecon
 	if err != nil {
 		return err
 	}
-	figures := Figures{Instances: float64(up), AllStarted: millis(int64(took)), AvailableMem: megabytes(before-during) / float64(up),
+	figures := Figures{Instances: float64(up), AvailableMem: megabytes(before-during) / float64(up),
 		FreedMem: float64(after-during) / float64(before-during)}
 	r.observe(row, 0, figures)
 	r.of(row).calls = int64(r.plan.idleCrowd)
-	r.note(row, fmt.Sprintf("%d calls, %d a second, each of a handler that sleeps until all are up; weighed %v after their answers, and again %v after the last had ended, %v after the function was deleted",
-		r.plan.idleCrowd, perSecond, r.settle, r.settle, ended.Round(endPoll)))
+	r.note(row, fmt.Sprintf("brought up in %v by waves of calls that sleep %v, %d of them refused on the way; weighed %v after the last answer, and again %v after the last instance had ended, %v after the function was deleted",
+		took.Round(endPoll), sleep, refused, r.settle, r.settle, ended.Round(endPoll)))
 	r.say("%s: %d instances, MemAvailable %.1f MB each, %.0f %% of it freed", row, up, figures[AvailableMem], 100*figures[FreedMem])
 	return nil
 }
 
-// bringUp sends calls at a steady rate, each on a connection of its own, whose handlers all sleep until the
-// same moment. It returns how many instances there were, and the time until the last handler began.
-func (r *run) bringUp(ctx context.Context, name string, perSecond int, grace time.Duration) (up int, took time.Duration, err error) {
-	n := r.plan.idleCrowd
-	begun := time.Now()
-	until := begun.Add(time.Duration(n)*time.Second/time.Duration(perSecond) + grace)
-	var mu sync.Mutex
+// bringUp sends waves of calls that sleep: each has as many as instances are up already, which serve them
+// again, and a few more, which need instances of their own. So the machine sets the pace. It returns how many
+// instances there are, and the calls that were refused for lack of capacity on the way.
+func (r *run) bringUp(ctx context.Context, name string, sleep time.Duration) (up, refused int, err error) {
 	instances := map[string]struct{}{}
-	var last int64
-	var failures []error
-	var group sync.WaitGroup
-	for i := range n {
-		if err := pause(ctx, time.Until(begun.Add(time.Duration(i)*time.Second/time.Duration(perSecond)))); err != nil {
-			break // the calls end with ctx
+	for wave := 0; len(instances) < r.plan.idleCrowd; wave++ {
+		if wave == maxWaves {
+			return 0, 0, fmt.Errorf("%d instances after %d waves of calls", len(instances), wave)
 		}
-		group.Go(func() {
-			c, err := r.callFor(ctx, name, time.Until(until))
-			mu.Lock()
-			defer mu.Unlock()
-			if err != nil {
-				failures = append(failures, err)
-				return
-			}
-			instances[c.Instance] = struct{}{}
-			last = max(last, c.StartedMicros)
-		})
+		n := min(r.plan.idleCrowd, len(instances)+waveStep)
+		var mu sync.Mutex
+		var failure error
+		var group sync.WaitGroup
+		for range n {
+			group.Go(func() {
+				c, err := r.callFor(ctx, name, sleep)
+				mu.Lock()
+				defer mu.Unlock()
+				switch {
+				case errors.Is(err, errRefused):
+					refused++
+				case err != nil:
+					failure = err
+				default:
+					instances[c.Instance] = struct{}{}
+				}
+			})
+		}
+		group.Wait()
+		if ctx.Err() != nil {
+			return 0, 0, ctx.Err()
+		}
+		if failure != nil {
+			return 0, 0, failure
+		}
 	}
-	group.Wait()
-	if ctx.Err() != nil {
-		return 0, 0, ctx.Err()
-	}
-	if len(failures) > 0 {
-		return 0, 0, fmt.Errorf("%d of %d calls failed, one of them: %w", len(failures), n, failures[0])
-	}
-	return len(instances), time.UnixMicro(last).Sub(begun), nil
+	return len(instances), refused, nil
 }
+
+// errRefused is a 429.
+var errRefused = errors.New("refused for lack of capacity")
 
 // callFor calls a function that sleeps.
 func (r *run) callFor(ctx context.Context, name string, sleep time.Duration) (a crowdAnswer, err error) {
@@ -164,6 +170,9 @@ func (r *run) callFor(ctx context.Context, name string, sleep time.Duration) (a 
 	answer, _, err := c.call(ctx, request)
 	if err != nil {
 		return a, err
+	}
+	if answer.status == 429 {
+		return a, errRefused
 	}
 	if err := checkAnswer(answer, nil); err != nil {
 		return a, err
