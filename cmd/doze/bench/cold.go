@@ -82,6 +82,9 @@ func (r *run) coldKind(ctx context.Context, k coldKind) error {
 			continue
 		}
 		hits, misses := after[l].Hits-before[l].Hits, after[l].Misses-before[l].Misses
+		if hits+misses == 0 { // a platform that parks nothing counts nothing
+			misses = s.calls
+		}
 		r.observe(row, 0, Figures{PoolHits: float64(hits), PoolMisses: float64(misses)})
 		how := ""
 		if k.drop {
