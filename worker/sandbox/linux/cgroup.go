@@ -46,21 +46,22 @@ type limits struct {
 // halted often and briefly and not for most of a tenth of a second.
 const period = 20_000
 
-// detectCgroups reads the mount table and makes the parent directories.
-func detectCgroups(mountinfo string, parent string) (*cgroups, error) {
+// detectCgroups reads the mount table, and of the unified hierarchy the place of this process (self is
+// /proc/self/cgroup).
+func detectCgroups(mountinfo, self, parent string) (*cgroups, error) {
 	c := &cgroups{v1: map[string]string{}, in2: map[string]bool{}}
 	f, err := os.Open(mountinfo)
 	if err != nil {
 		return nil, fmt.Errorf("cgroups: %w", err)
 	}
 	defer f.Close()
-	var unified string
+	var unified mountLine
 	for s := bufio.NewScanner(f); s.Scan(); {
 		m, ok := parseMount(s.Text())
 		switch {
 		case !ok:
-		case m.fstype == "cgroup2" && unified == "":
-			unified = m.point
+		case m.fstype == "cgroup2" && unified.point == "":
+			unified = m
 		case m.fstype == "cgroup":
 			for _, o := range strings.Split(m.options, ",") {
 				if slices.Contains([]string{"memory", "cpu", "pids", "freezer"}, o) && c.v1[o] == "" {
@@ -69,35 +70,35 @@ func detectCgroups(mountinfo string, parent string) (*cgroups, error) {
 			}
 		}
 	}
-	if unified != "" {
-		b, err := os.ReadFile(filepath.Join(unified, "cgroup.controllers"))
+	if unified.point != "" {
+		dir, err := unifiedDir(unified, self)
+		if err != nil {
+			return nil, err
+		}
+		b, err := os.ReadFile(filepath.Join(dir, "cgroup.controllers"))
 		if err != nil {
 			return nil, fmt.Errorf("cgroups: %w", err)
 		}
 		for _, name := range strings.Fields(string(b)) {
 			c.in2[name] = c.v1[name] == ""
 		}
-		c.unified = filepath.Join(unified, parent)
+		c.unified = filepath.Join(dir, parent)
 		delete(c.v1, "freezer") // the unified one is faster, and its frozen tasks can be killed
-	}
-	for _, name := range []string{"memory", "pids"} {
-		if c.v1[name] == "" && !c.in2[name] {
-			return nil, fmt.Errorf("cgroups: no hierarchy with the %s controller is mounted", name)
-		}
 	}
 	return c, nil
 }
 
-type mountLine struct{ point, fstype, options string }
+// mountLine is a mount: root is the directory of the file system that is seen at point.
+type mountLine struct{ root, point, fstype, options string }
 
-// parseMount takes the mount point, type and super options out of a line of mountinfo.
+// parseMount takes the root, mount point, type and super options out of a line of mountinfo.
 func parseMount(line string) (mountLine, bool) {
 	left, right, ok := strings.Cut(line, " - ")
 	a, b := strings.Fields(left), strings.Fields(right)
 	if !ok || len(a) < 6 || len(b) < 3 {
 		return mountLine{}, false
 	}
-	return mountLine{unescape(a[4]), b[0], b[2]}, true
+	return mountLine{unescape(a[3]), unescape(a[4]), b[0], b[2]}, true
 }
 
 // unescape turns the mount table's octal escapes back into characters.
@@ -177,8 +178,9 @@ func (c *cgroups) open() error {
 		if err := write(c.unified, "cgroup.subtree_control", strings.Join(enable, " ")); err != nil {
 			return err
 		}
-		// With no swap on the machine there may be no file, and nothing to count.
-		c.swap = true
+	}
+	if c.in2["memory"] {
+		c.swap = true // with no swap on the machine there may be no file, and nothing to count
 	}
 	if c.in2["cpu"] {
 		if err := write(c.unified, "cpu.weight", strconv.Itoa(min(10000, 200*max(1, c.cpus)))); err != nil {
@@ -188,35 +190,50 @@ func (c *cgroups) open() error {
 	return nil
 }
 
-// enableControllers hands controllers on to the children of dir. In a container dir holds this very
-// process, and a group with processes in it may not: they move to a leaf of their own.
+// platformLeaf is the group that the platform's own processes move to in a group that they share with instances.
+const platformLeaf = "doze-platform"
+
+// enableControllers hands controllers on to the children of dir. Where dir is not the hierarchy's root and holds
+// this very process (a container, a delegated service), it may not: processes are in leaves only. Then all that are in
+// it move to a leaf, which stays as long as they do.
 func enableControllers(dir string, enable []string) error {
-	err := write(dir, "cgroup.subtree_control", strings.Join(enable, " "))
-	if !errors.Is(err, unix.EBUSY) {
-		return err
-	}
-	leaf := filepath.Join(dir, "doze-platform")
-	if err := mkdir(leaf); err != nil {
-		return fmt.Errorf("cgroups: %w", err)
-	}
-	pids, err := processes(dir)
-	if err != nil {
-		return err
-	}
-	for _, pid := range pids {
-		if err := write(leaf, "cgroup.procs", strconv.Itoa(pid)); err != nil && !errors.Is(err, unix.ESRCH) {
+	for try := 0; ; try++ {
+		err := write(dir, "cgroup.subtree_control", strings.Join(enable, " "))
+		if !errors.Is(err, unix.EBUSY) {
 			return err
 		}
+		pids, listErr := processes(dir)
+		if listErr != nil {
+			return listErr
+		}
+		// A process that is forked meanwhile is in dir as well.
+		if len(pids) == 0 || try == 10 {
+			return fmt.Errorf("cgroups: %s holds processes that cannot be moved, so it can have no groups with limits below: %w", dir, err)
+		}
+		leaf := filepath.Join(dir, platformLeaf)
+		if err := mkdir(leaf); err != nil {
+			return fmt.Errorf("cgroups: %w", err)
+		}
+		for _, pid := range pids {
+			if err := write(leaf, "cgroup.procs", strconv.Itoa(pid)); err != nil && !errors.Is(err, unix.ESRCH) {
+				return err
+			}
+		}
 	}
-	return write(dir, "cgroup.subtree_control", strings.Join(enable, " "))
 }
 
 // missing says what instances go without.
 func (c *cgroups) missing() (lines []string) {
-	if c.v1["cpu"] == "" && !c.in2["cpu"] {
+	if !c.has("memory") {
+		lines = append(lines, "no memory cgroup controller (boot with cgroup_enable=memory, or have it delegated): an instance can use more than its memory limit")
+	}
+	if !c.has("pids") {
+		lines = append(lines, "no pids cgroup controller (have it delegated): an instance can have as many processes as the machine has room for")
+	}
+	if !c.has("cpu") {
 		lines = append(lines, "no cpu cgroup controller: instances share the CPU without regard to their memory")
 	}
-	if !c.swap {
+	if c.has("memory") && !c.swap {
 		lines = append(lines, "no swap accounting (boot with swapaccount=1): an instance can use swap beyond its memory limit")
 	}
 	if c.unified == "" && c.v1["freezer"] == "" {
@@ -269,8 +286,10 @@ func empty(dir string) error {
 		if err != nil {
 			return err
 		}
-		for _, pid := range pids {
-			unix.Kill(pid, unix.SIGKILL)
+		if write(dir, "cgroup.kill", "1") != nil { // v1, or before Linux 5.14
+			for _, pid := range pids {
+				unix.Kill(pid, unix.SIGKILL)
+			}
 		}
 		// A task in a frozen v1 group does not die before it is thawed.
 		if _, err := os.Stat(filepath.Join(dir, "freezer.state")); err == nil {

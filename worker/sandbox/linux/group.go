@@ -162,7 +162,7 @@ func (g *group) path(controller string) string {
 func (g *group) usage() int64 {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if g.removed {
+	if g.removed || !g.c.has("memory") {
 		return 0
 	}
 	if g.c.in2["memory"] {
@@ -183,7 +183,7 @@ func (g *group) most() int64 {
 }
 
 func (g *group) readPeak() {
-	if g.removed {
+	if g.removed || !g.c.has("memory") {
 		return
 	}
 	file := "memory.max_usage_in_bytes"
@@ -227,7 +227,7 @@ func (g *group) outOfMemory() bool {
 }
 
 func (g *group) readOOM() {
-	if g.removed {
+	if g.removed || !g.c.has("memory") {
 		return
 	}
 	file := "memory.oom_control"
@@ -244,6 +244,9 @@ func (g *group) readOOM() {
 		}
 	}
 }
+
+// has tells whether there is this controller, in either version.
+func (c *cgroups) has(controller string) bool { return c.v1[controller] != "" || c.in2[controller] }
 
 // canFreeze tells whether freeze works.
 func (c *cgroups) canFreeze() bool { return c.unified != "" || c.v1["freezer"] != "" }

@@ -104,7 +104,7 @@ func TestPredecessor(t *testing.T) {
 		s.Close()
 		t.Error("two sandboxes share a data directory")
 	}
-	c, err := detectCgroups("/proc/self/mountinfo", parentName(data))
+	c, err := detectCgroups("/proc/self/mountinfo", "/proc/self/cgroup", parentName(data))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -118,7 +118,7 @@ func New(options Options) (_ *Sandbox, err error) {
 	if err = s.own(); err != nil {
 		return nil, err
 	}
-	if s.cgroups, err = detectCgroups("/proc/self/mountinfo", parentName(dataDir)); err != nil {
+	if s.cgroups, err = detectCgroups("/proc/self/mountinfo", "/proc/self/cgroup", parentName(dataDir)); err != nil {
 		return nil, err
 	}
 	s.cgroups.cpus = runtime.NumCPU()
