@@ -41,7 +41,7 @@ func runQEMU(ctx context.Context, qemu string, m machine) (int, error) {
 	}
 	cmd := exec.CommandContext(ctx, qemu,
 		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
-		"-machine", "q35", "-accel", "kvm", "-accel", "tcg,thread=multi", "-cpu", "max",
+		"-machine", "q35", "-accel", "kvm", "-accel", "tcg,thread=multi,tb-size=512", "-cpu", "max",
 		"-smp", strconv.Itoa(max(2, min(4, runtime.NumCPU()))), "-m", strconv.Itoa(m.memoryMB),
 		"-kernel", m.kernel, "-initrd", m.initramfs, "-append", line,
 		"-serial", "file:"+messages, "-serial", "stdio", "-serial", "file:"+status,

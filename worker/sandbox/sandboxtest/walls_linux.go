@@ -524,7 +524,7 @@ func count(t *testing.T) map[string]int {
 		t.Fatal(err)
 	}
 	n := map[string]int{"descriptors": list("/proc/self/fd"), "goroutines": runtime.NumGoroutine(), "mounts": strings.Count(string(mounts), "\n")}
-	for _, pattern := range []string{"/sys/fs/cgroup/doze-*/t-*", "/sys/fs/cgroup/*/doze-*/t-*"} {
+	for _, pattern := range []string{"/sys/fs/cgroup/doze-*/t-*", "/sys/fs/cgroup/*/doze-*/t-*", "/sys/fs/cgroup/*/*/doze-*/t-*"} {
 		dirs, err := filepath.Glob(pattern)
 		if err != nil {
 			t.Fatal(err)
