@@ -105,6 +105,9 @@ func root(j *job) error {
 		return fmt.Errorf("%s: %w", j.Dir, err)
 	}
 	defer unix.Close(work)
+	if err := unix.Mount("/etc", "/root/etc", "", unix.MS_BIND, ""); err != nil { // the copy
+		return fmt.Errorf("/etc: %w", err)
+	}
 	for _, m := range []struct{ source, dir, fstype, options string }{
 		{"proc", "/proc", "proc", ""}, {"sysfs", "/sys", "sysfs", ""}, {"devtmpfs", "/dev", "devtmpfs", ""},
 		{"devpts", "/dev/pts", "devpts", ""}, {"tmpfs", "/dev/shm", "tmpfs", "mode=1777"},

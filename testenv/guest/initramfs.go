@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 )
@@ -37,6 +38,9 @@ func writeInitramfs(path string, k *kernel, j job) (err error) {
 			return err
 		}
 	}
+	if err := a.tree("/etc"); err != nil {
+		return err
+	}
 	b, err := json.Marshal(j)
 	if err != nil {
 		return err
@@ -51,6 +55,42 @@ type cpio struct {
 	w     *bufio.Writer
 	inode int
 	err   error
+}
+
+// maxCopied bounds a file of a tree, in bytes.
+const maxCopied = 1 << 20
+
+// tree packs what everyone may read below dir: many small files are slow to read from another machine's files.
+func (a *cpio) tree(dir string) error {
+	return filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		info, err := d.Info()
+		if err != nil {
+			return nil // it has just gone
+		}
+		mode := int(info.Mode().Perm())
+		switch {
+		case d.Type() == fs.ModeSymlink:
+			to, err := os.Readlink(path)
+			if err != nil {
+				return err
+			}
+			a.entry(path, 0o120777, []byte(to))
+		case mode&0o004 == 0 && d.IsDir():
+			return fs.SkipDir
+		case d.IsDir():
+			a.entry(path, 0o040000|mode, nil)
+		case info.Mode().IsRegular() && mode&0o004 != 0 && info.Size() <= maxCopied:
+			b, err := os.ReadFile(path)
+			if err != nil {
+				return err
+			}
+			a.entry(path, 0o100000|mode, b)
+		}
+		return nil
+	})
 }
 
 func (a *cpio) file(name, from string) error {

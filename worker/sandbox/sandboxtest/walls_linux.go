@@ -166,6 +166,7 @@ for d in ("/", "/var/task", "/opt", "/var/runtime", "/usr", "/etc", "/dev", "/pr
     except OSError: pass
 for p in ("/var/task/file", "/etc/passwd", "/etc/hosts", "/proc/sys/kernel/hostname", "/proc/sys/vm/overcommit_memory", "/proc/sysrq-trigger", "/proc/self/oom_score_adj",
     "/proc/self/uid_map", "/proc/self/mem", "/proc/self/clear_refs"):
+    if os.path.exists(p) and os.stat(p).st_rdev == os.stat("/dev/null").st_rdev: continue # masked: nobody reads what is written
     try: open(p, "r+b", buffering=0).write(b"0"); print("WROTE", p)
     except OSError: pass
 try: os.unlink("/var/task/file"); print("WROTE: removed")
