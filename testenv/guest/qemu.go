@@ -41,7 +41,7 @@ func runQEMU(ctx context.Context, qemu string, m machine) (int, error) {
 	}
 	cmd := exec.CommandContext(ctx, qemu,
 		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
-		"-machine", "q35", "-accel", "kvm", "-accel", "tcg,thread=multi,tb-size=512", "-cpu", "max",
+		"-machine", "q35", "-accel", accelerator(), "-cpu", "max",
 		"-smp", strconv.Itoa(max(2, min(4, runtime.NumCPU()))), "-m", strconv.Itoa(m.memoryMB),
 		"-kernel", m.kernel, "-initrd", m.initramfs, "-append", line,
 		"-serial", "file:"+messages, "-serial", "stdio", "-serial", "file:"+status,
@@ -54,10 +54,12 @@ func runQEMU(ctx context.Context, qemu string, m machine) (int, error) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	err := cmd.Run()
-	if ctx.Err() != nil {
+	switch {
+	case ctx.Err() == context.Canceled:
+		return 0, context.Cause(ctx)
+	case ctx.Err() != nil:
 		return 0, explain(context.Cause(ctx), messages)
-	}
-	if err != nil {
+	case err != nil:
 		return 0, explain(fmt.Errorf("qemu: %w", err), messages)
 	}
 	b, err := os.ReadFile(status)
@@ -73,6 +75,17 @@ func runQEMU(ctx context.Context, qemu string, m machine) (int, error) {
 		return 0, explain(errors.New("the guest could not run the command: "+text), messages)
 	}
 	return code, nil
+}
+
+// accelerator is the kernel's where this user may use it, and emulation otherwise.
+func accelerator() string {
+	f, err := os.OpenFile("/dev/kvm", os.O_RDWR, 0)
+	if err != nil {
+		fmt.Fprintf(os.Stderr, "guest: the processor is emulated, which is slow: %v\n", err)
+		return "tcg,thread=multi,tb-size=512"
+	}
+	f.Close()
+	return "kvm"
 }
 
 // explain adds the kernel's messages to an error.
