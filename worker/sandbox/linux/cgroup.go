@@ -28,6 +28,8 @@ type cgroups struct {
 	unified string
 	// in2 says which controllers the unified hierarchy has.
 	in2 map[string]bool
+	// unusable says why a v2 hierarchy that is mounted is not used.
+	unusable error
 	// swap says that swap is counted.
 	swap bool
 	// cpus is the number of CPUs, for the parent's weight.
@@ -70,11 +72,11 @@ func detectCgroups(mountinfo, self, parent string) (*cgroups, error) {
 			}
 		}
 	}
+	var dir string
 	if unified.point != "" {
-		dir, err := unifiedDir(unified, self)
-		if err != nil {
-			return nil, err
-		}
+		dir, c.unusable = unifiedDir(unified, self)
+	}
+	if dir != "" {
 		b, err := os.ReadFile(filepath.Join(dir, "cgroup.controllers"))
 		if err != nil {
 			return nil, fmt.Errorf("cgroups: %w", err)
@@ -224,6 +226,9 @@ func enableControllers(dir string, enable []string) error {
 
 // missing says what instances go without.
 func (c *cgroups) missing() (lines []string) {
+	if c.unusable != nil && !c.has("memory") {
+		lines = append(lines, c.unusable.Error())
+	}
 	if !c.has("memory") {
 		lines = append(lines, "no memory cgroup controller (boot with cgroup_enable=memory, or have it delegated): an instance can use more than its memory limit")
 	}
@@ -237,7 +242,7 @@ func (c *cgroups) missing() (lines []string) {
 		lines = append(lines, "no swap accounting (boot with swapaccount=1): an instance can use swap beyond its memory limit")
 	}
 	if c.unified == "" && c.v1["freezer"] == "" {
-		lines = append(lines, "no cgroup v2 mount and no freezer controller: idle instances are not frozen")
+		lines = append(lines, "no cgroup v2 hierarchy and no freezer controller: idle instances are not frozen")
 	}
 	return lines
 }

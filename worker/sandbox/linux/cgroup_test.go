@@ -32,6 +32,7 @@ func TestDetectCgroups(t *testing.T) {
 		t.Fatal(err)
 	}
 	v2 := fmt.Sprintf("41 31 0:38 / %s rw,nosuid shared:4 - cgroup2 cgroup2 rw\n", unified)
+	closed := "41 31 0:38 / /no/such/cgroup ro shared:4 - cgroup2 cgroup2 rw\n"
 	for _, c := range []struct {
 		name, mounts, controllers string
 		memory, freezer           string // "v1", "v2" or ""
@@ -42,6 +43,8 @@ func TestDetectCgroups(t *testing.T) {
 		{"v2", v2, "cpuset cpu io memory pids", "v2", "v2", 0},
 		{"nothing", "1 1 0:1 / / rw - ext4 /dev/vda rw\n", "", "", "", 4},
 		{"v2 without controllers", v2, "", "", "v2", 3},
+		{"v2 that cannot be written", closed, "", "", "", 5},
+		{"hybrid with a v2 that cannot be written", v1("memory") + v1("pids") + v1("cpu") + v1("freezer") + closed, "", "v1", "v1", 0},
 		{"v2 without cpu", v2, "memory pids", "v2", "v2", 1},
 		{"no memory controller", v1("cpu") + v1("pids") + v2, "hugetlb", "", "v2", 1},
 	} {

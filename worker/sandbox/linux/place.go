@@ -26,7 +26,7 @@ func unifiedDir(mounted mountLine, self string) (string, error) {
 		return own, nil
 	}
 	if !writable(mounted.point) {
-		return "", fmt.Errorf("cgroups: %s cannot be written, and the group of this process (%s) has not been delegated to it (systemd: Delegate=yes; in a container: mount it writable)",
+		return "", fmt.Errorf("cgroups: %s cannot be written and this process's group %q in it is not delegated to it (systemd: Delegate=yes; container: mount it writable)",
 			mounted.point, strings.TrimSpace(string(b)))
 	}
 	return mounted.point, nil
