@@ -22,6 +22,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"time"
 
@@ -82,6 +83,9 @@ func (j *job) check() error {
 
 // run boots the guest for one job and gives the command's exit status.
 func run(ctx context.Context, j job, kernels string, memory int) (status int, err error) {
+	if runtime.GOARCH != "amd64" {
+		return 0, errors.New("the guest runs this machine's programs and is an amd64 machine: this one is " + runtime.GOARCH)
+	}
 	qemu, err := exec.LookPath("qemu-system-x86_64")
 	if err != nil {
 		return 0, errors.New("qemu-system-x86_64 is not installed (Debian: apt-get install --no-install-recommends qemu-system-x86)")

@@ -28,6 +28,8 @@ type cgroups struct {
 	unified string
 	// in2 says which controllers the unified hierarchy has.
 	in2 map[string]bool
+	// own is this process's mount of the unified hierarchy where the machine has none.
+	own *os.File
 	// unusable says why a v2 hierarchy that is mounted is not used.
 	unusable error
 	// swap says that swap is counted.
@@ -72,22 +74,29 @@ func detectCgroups(mountinfo, self, parent string) (*cgroups, error) {
 			}
 		}
 	}
-	var dir string
-	if unified.point != "" {
-		dir, c.unusable = unifiedDir(unified, self)
+	if unified.point == "" {
+		return c, nil
 	}
-	if dir != "" {
-		b, err := os.ReadFile(filepath.Join(dir, "cgroup.controllers"))
-		if err != nil {
-			return nil, fmt.Errorf("cgroups: %w", err)
-		}
-		for _, name := range strings.Fields(string(b)) {
-			c.in2[name] = c.v1[name] == ""
-		}
-		c.unified = filepath.Join(dir, parent)
-		delete(c.v1, "freezer") // the unified one is faster, and its frozen tasks can be killed
+	return c, c.use(unified, self, parent)
+}
+
+// use takes the unified hierarchy for what v1 does not have, and for freezing.
+func (c *cgroups) use(unified mountLine, self, parent string) error {
+	dir, err := unifiedDir(unified, self)
+	if err != nil {
+		c.unusable = err
+		return nil
 	}
-	return c, nil
+	b, err := os.ReadFile(filepath.Join(dir, "cgroup.controllers"))
+	if err != nil {
+		return fmt.Errorf("cgroups: %w", err)
+	}
+	for _, name := range strings.Fields(string(b)) {
+		c.in2[name] = c.v1[name] == ""
+	}
+	c.unified = filepath.Join(dir, parent)
+	delete(c.v1, "freezer") // the unified one is faster, and its frozen tasks can be killed
+	return nil
 }
 
 // mountLine is a mount: root is the directory of the file system that is seen at point.

@@ -120,7 +120,7 @@ func TestPredecessor(t *testing.T) {
 		if len(pids) == 0 {
 			break
 		}
-		if time.Since(begin) > 5*time.Second {
+		if time.Since(begin) > time.Minute { // what a frozen group keeps does not end at all; an emulated processor is slow
 			t.Fatalf("%d processes outlive their worker", len(pids))
 		}
 		time.Sleep(5 * time.Millisecond)

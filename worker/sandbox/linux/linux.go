@@ -121,6 +121,9 @@ func New(options Options) (_ *Sandbox, err error) {
 	if s.cgroups, err = detectCgroups("/proc/self/mountinfo", "/proc/self/cgroup", parentName(dataDir)); err != nil {
 		return nil, err
 	}
+	if err = s.cgroups.mountUnified("/proc/self/cgroup", parentName(dataDir)); err != nil {
+		return nil, err
+	}
 	s.cgroups.cpus = runtime.NumCPU()
 	if err = s.cgroups.sweep(); err != nil {
 		return nil, err
@@ -262,6 +265,7 @@ func (s *Sandbox) discard() error {
 	if s.lock != nil {
 		if s.cgroups != nil {
 			errs = append(errs, s.cgroups.remove())
+			s.cgroups.close()
 		}
 		errs = append(errs, os.RemoveAll(s.dir), s.lock.Close())
 	}

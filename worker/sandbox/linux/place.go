@@ -32,6 +32,36 @@ func unifiedDir(mounted mountLine, self string) (string, error) {
 	return mounted.point, nil
 }
 
+// mountUnified mounts the unified hierarchy where there is none, for this process alone. v1's freezer will not do: a
+// killed process in it stays until somebody thaws it, and nobody does for a worker that died. A kernel that has no such
+// hierarchy leaves it at that.
+func (c *cgroups) mountUnified(self, parent string) error {
+	if c.unified != "" || c.unusable != nil {
+		return nil
+	}
+	fs, err := unix.Fsopen("cgroup2", unix.FSOPEN_CLOEXEC)
+	if err != nil {
+		return nil
+	}
+	defer unix.Close(fs)
+	if err := unix.FsconfigCreate(fs); err != nil {
+		return nil
+	}
+	fd, err := unix.Fsmount(fs, unix.FSMOUNT_CLOEXEC, unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NODEV|unix.MOUNT_ATTR_NOEXEC)
+	if err != nil {
+		return nil
+	}
+	c.own = os.NewFile(uintptr(fd), "cgroup2")
+	return c.use(mountLine{root: "/", point: fmt.Sprintf("/proc/self/fd/%d", fd), fstype: "cgroup2"}, self, parent)
+}
+
+// close gives up what this process has mounted for itself.
+func (c *cgroups) close() {
+	if c.own != nil {
+		c.own.Close()
+	}
+}
+
 // ownGroup finds the directory of this process's own group below a mount. content is what /proc/self/cgroup says. A
 // leaf that a worker made there for itself (platformLeaf) stands for the group that it is in. A group that lies outside
 // of the mount or of this process's cgroup namespace has no directory.
