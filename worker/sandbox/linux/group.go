@@ -143,8 +143,16 @@ func (g *group) limitMemory(memory int64, raise bool) error {
 			return err
 		}
 	}
+	// v1 counts the buffers of TCP sockets apart from the rest, and only where they have a limit of their own: without,
+	// one instance could take all that the machine has for them.
+	if err := write(dir, "memory.kmem.tcp.limit_in_bytes", strconv.FormatInt(tcpMemory(memory), 10)); !errors.Is(err, unix.ENOENT) {
+		return err
+	}
 	return nil
 }
+
+// tcpMemory bounds the buffers of an instance's TCP sockets, in bytes, on a v1 machine.
+func tcpMemory(memory int64) int64 { return memory / 8 }
 
 // weight, shares and quota put a share of CPU into the kernel's units.
 func weight(milli int) int { return min(10000, max(1, milli)) }

@@ -31,6 +31,10 @@ type hostPath struct {
 // systemDirs are mounted from the host, or are links in the same way as there.
 var systemDirs = []string{"/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32"}
 
+// hiddenDirs are those below systemDirs that hold the machine's own configuration, which may name hosts and keys
+// and which everyone on the machine may read.
+var hiddenDirs = []string{"/usr/local/etc", "/usr/etc"}
+
 // publicEtc is what programs need of /etc and anyone may know: how libraries and certificates are found,
 // names of services, the time zone. No accounts, no keys, no identity of the machine.
 var publicEtc = []string{
