@@ -167,6 +167,11 @@ func (c *cgroups) open() error {
 	if dir := c.v1["memory"]; dir != "" {
 		_, err := os.Stat(filepath.Join(dir, "memory.memsw.limit_in_bytes"))
 		c.swap = err == nil
+		// The kernel turns its count of socket memory on with the first group that has a limit and off with the last, and
+		// rewrites its own code for that: better once than with every lonely instance.
+		if err := write(dir, "memory.kmem.tcp.limit_in_bytes", "-1"); err != nil && !errors.Is(err, unix.ENOENT) {
+			return err
+		}
 	}
 	if c.unified == "" {
 		return nil
