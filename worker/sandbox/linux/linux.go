@@ -188,6 +188,14 @@ func (s *Sandbox) enter(id string) error {
 	return nil
 }
 
+// release gives a uid back that nothing has any more.
+func (s *Sandbox) release(uid int) {
+	s.mu.Lock()
+	s.root.forget(uid)
+	s.mu.Unlock()
+	s.uids.give(uid)
+}
+
 func (s *Sandbox) forget(id string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -283,6 +283,11 @@ const waitingDir = ".waiting"
 // usersDir holds one passwd file per uid, which the instance with that uid has as its /etc/passwd.
 const usersDir = ".users"
 
+// forget removes the passwd file of a uid, each of which takes a page of the root's memory.
+func (r *root) forget(uid int) {
+	os.Remove(inside(r.fd, fmt.Sprintf("%s/%d", usersDir, uid))) // a start that failed early has none
+}
+
 // passwd makes sure that the passwd file of a uid exists and says where it is for a stage.
 func (r *root) passwd(uid int) (string, error) {
 	name := fmt.Sprintf("%s/%d", usersDir, uid)
