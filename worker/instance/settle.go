@@ -40,6 +40,7 @@ func (i *Instance) answer(o Outcome, payload []byte) bool {
 	if !ok {
 		return false
 	}
+	i.server.answered()
 	i.quiesce()
 	now := time.Now()
 	r := &Result{Outcome: o, Payload: payload, Began: e.began, Duration: now.Sub(e.began), Init: e.init}
