@@ -351,6 +351,7 @@ with tempfile.NamedTemporaryFile() as t: print(t.name.startswith("/tmp/"))
 print(os.cpu_count() >= 1)
 `)
 	want(t, exit, out, "sub", "b'x'", "True", "[1, 2]", "async")
+	testInstalled(t, f)
 	if _, err := os.Stat("/usr/bin/node"); err != nil {
 		t.Log("node is not installed here and was not tried")
 		return
@@ -365,6 +366,35 @@ new Worker('require("worker_threads").parentPort.postMessage(require("os").cpus(
 `))
 	exit, out = i.wait(t)
 	want(t, exit, out, "from node", "worker true")
+}
+
+// testInstalled runs what else functions call, where this machine has it.
+func testInstalled(t *testing.T, f *fixture) {
+	f.write(t, "Hello.java", `
+import java.nio.file.*; import java.util.concurrent.*;
+class Hello { public static void main(String[] a) throws Exception {
+	Files.writeString(Path.of("/tmp/j"), "x");
+	var pool = Executors.newFixedThreadPool(4); int sum = 0;
+	for (var done : pool.invokeAll(java.util.Collections.nCopies(8, () -> 1))) sum += done.get();
+	pool.shutdown(); System.out.println("java " + sum); } }
+`, 0o644)
+	for _, p := range []struct{ path, script, want string }{
+		{"/usr/bin/perl", `perl -MPOSIX -e 'my $p = fork; exit 0 unless $p; wait; open(my $f, ">", "/tmp/p"); print "perl ", -e "/tmp/p", "\n"'`, "perl 1"},
+		{"/usr/bin/git", `cd /tmp && git init -q g && cd g && echo x > x && git add x && git -c user.name=f -c user.email=f@example.com commit -qm c && git log --format='git %s'`, "git c"},
+		{"/usr/bin/openssl", `echo x | openssl dgst -sha256 -r | cut -c1-8`, "73cb3858"},
+		{"/usr/bin/sqlite3", `sqlite3 /tmp/s.db 'create table t (x); insert into t values (7); select * from t'`, "7"},
+		{"/usr/bin/curl", `curl --version | grep -c ^curl`, "1"},
+		{"/usr/bin/java", `java -Xmx64m -XX:+UseSerialGC /var/task/Hello.java`, "java 8"},
+	} {
+		if _, err := os.Stat(p.path); err != nil {
+			t.Logf("%s is not installed here and was not tried", p.path)
+			continue
+		}
+		c := f.config(bash, "-c", p.script)
+		c.MemoryBytes = 512 << 20
+		exit, out := f.start(t, c).wait(t)
+		want(t, exit, out, p.want)
+	}
 }
 
 func testNetwork(t *testing.T, f *fixture) {
