@@ -375,7 +375,8 @@ import java.nio.file.*; import java.util.concurrent.*;
 class Hello { public static void main(String[] a) throws Exception {
 	Files.writeString(Path.of("/tmp/j"), "x");
 	var pool = Executors.newFixedThreadPool(4); int sum = 0;
-	for (var done : pool.invokeAll(java.util.Collections.nCopies(8, () -> 1))) sum += done.get();
+	Callable<Integer> one = () -> 1;
+	for (var done : pool.invokeAll(java.util.Collections.nCopies(8, one))) sum += done.get();
 	pool.shutdown(); System.out.println("java " + sum); } }
 `, 0o644)
 	for _, p := range []struct{ path, script, want string }{
