@@ -60,7 +60,7 @@ func (s *Sandbox) setup(attach string) *program {
 		p.call("mount "+t.path, unix.SYS_MOVE_MOUNT, p.fd(t.fd), p.str(""), here, p.str(t.path), imm(unix.MOVE_MOUNT_F_EMPTY_PATH))
 	}
 	for _, dir := range hiddenDirs {
-		if info, err := os.Stat(dir); err == nil && info.IsDir() {
+		if info, err := os.Lstat(dir); err == nil && info.IsDir() { // a link would lead to another place in there
 			p.cover(emptyDir, dir)
 		}
 	}
