@@ -78,7 +78,6 @@ type pending struct {
 	state     askState
 	limits    AskLimits
 	published time.Time
-	granted   time.Time
 	nextWake  time.Time
 	worker    string
 	deferred  []byte
@@ -132,6 +131,30 @@ func (a *Asker) InFlight() int {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	return len(a.pending)
+}
+
+// Load is what an asker has out: calls that wait for a worker, with the bytes that they have in the queues,
+// and calls that run.
+type Load struct {
+	Waiting, Running int
+	QueuedBytes      int64
+}
+
+// Load counts the calls.
+func (a *Asker) Load() (load Load) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, p := range a.pending {
+		if p.state == waiting {
+			load.Waiting++
+		} else {
+			load.Running++
+		}
+	}
+	for _, bytes := range a.queued {
+		load.QueuedBytes += bytes
+	}
+	return load
 }
 
 // Ask publishes the call and waits for its answer; it always returns one, within the limits. It
@@ -308,7 +331,7 @@ func (a *Asker) claimed(m *nats.Msg, token uint64, id CallID, worker string) {
 	p := a.pending[token]
 	ok := p != nil && p.id == id && p.state == waiting && now.UnixNano() < p.deadline.Load()
 	if ok {
-		p.state, p.worker, p.granted = granted, worker, now
+		p.state, p.worker = granted, worker
 		a.unqueue(p)
 		p.deadline.Store(now.Add(p.limits.Run + answerSlack).UnixNano())
 	}
@@ -323,6 +346,7 @@ func (a *Asker) claimed(m *nats.Msg, token uint64, id CallID, worker string) {
 	}
 	reply := appendHead((*buffer)[:0], kindGrant, token, id)
 	reply = binary.BigEndian.AppendUint64(reply, uint64(p.limits.Run))
+	reply = appendDuration(reply, now.Sub(p.published))
 	switch {
 	case len(p.deferred) > inlineBytes:
 		reply = binary.BigEndian.AppendUint64(reply, uint64(len(p.deferred)))
@@ -368,11 +392,6 @@ func (a *Asker) answered(m *nats.Msg, token uint64, id CallID, rest []byte) {
 	if p == nil || p.id != id {
 		a.mu.Unlock()
 		return
-	}
-	if p.state == granted {
-		answer.Queue = p.granted.Sub(p.published)
-	} else {
-		answer.Queue = time.Since(p.published)
 	}
 	if total >= 0 {
 		answer.Payload = make([]byte, 0, total)

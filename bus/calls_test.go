@@ -88,7 +88,7 @@ func (r *runner) Refused(d *Delivery) { r.refused <- d }
 func (r *runner) Unparked(gone bool) { r.unparked <- gone }
 
 func echo(d *Delivery) *Answer {
-	return &Answer{Outcome: 1, Payload: d.Body, Instance: "i-1", Handler: time.Millisecond}
+	return &Answer{Outcome: 1, Payload: d.Body, Instance: "i-1", Phases: Phases{Handler: time.Millisecond, Queue: d.Waited, Claim: d.Claim}}
 }
 
 var testLimits = AskLimits{Queue: 5 * time.Second, Start: 5 * time.Second, Run: 5 * time.Second}
@@ -290,6 +290,21 @@ func TestPullWithoutConsumer(t *testing.T) {
 	}
 	if gone := <-r.unparked; !gone {
 		t.Error("not told that the queue is gone")
+	}
+}
+
+// What a worker measured arrives as it was, within bounds.
+func TestAnswerCarriesPhases(t *testing.T) {
+	sent := &Answer{Cold: true, Outcome: 1, Worker: "w", Instance: "i", Payload: []byte("{}"),
+		Phases: Phases{Queue: 1, Claim: 130, Mount: time.Millisecond, Init: 10 * time.Second, Handler: 15 * time.Minute}}
+	got, _, err := parseAnswer(appendAnswer(nil, 1, CallID{}, sent, false)[25:])
+	if err != nil || got.Phases != sent.Phases || string(got.Payload) != "{}" {
+		t.Errorf("%v: %+v, want %+v", err, got, sent)
+	}
+	sent.Phases = Phases{Queue: -1, Handler: 48 * time.Hour}
+	got, _, err = parseAnswer(appendAnswer(nil, 1, CallID{}, sent, false)[25:])
+	if err != nil || got.Phases != (Phases{Handler: maxPhase}) {
+		t.Errorf("%v: %+v", err, got)
 	}
 }
 

@@ -33,11 +33,24 @@ type Answer struct {
 	Outcome       uint8
 	// Cold says that the call waited for an instance to start.
 	Cold bool
-	// Init and Handler are the instance's measurements; Queue, from publish to grant, the asker's.
-	Queue, Init, Handler time.Duration
-	Instance, Worker     string
-	LogTail              []byte
-	Payload              []byte
+	Phases
+	Instance, Worker string
+	LogTail          []byte
+	Payload          []byte
+}
+
+// Phases is where the time of a call went, from when it was published to the end of its handler. They
+// follow one another; each is what it added.
+type Phases struct {
+	// Queue is the wait for an instance that was free, or for the turn of one to be started.
+	Queue time.Duration
+	// Claim is from asking the asker for the call to having all of it, unless other phases hid it.
+	Claim time.Duration
+	// Mount is making the instance or taking a parked one: memory, code, limits, mounts. Init is from
+	// its start to its first request for an event. Both are 0 for a warm call.
+	Mount, Init time.Duration
+	// Handler is the handler's own time.
+	Handler time.Duration
 }
 
 // Fault is a platform error. Ran says whether the handler may have seen the event: it decides
@@ -76,6 +89,9 @@ const (
 	kindChunk    byte = 'b' // either way: a piece of a body
 	kindCredit   byte = 'f' // the receiver of a chunk: send more
 )
+
+// maxPhase bounds a measured time: AWS's longest timeout is 15 minutes.
+const maxPhase = 24 * time.Hour
 
 const (
 	envelopeVersion = 1
@@ -179,8 +195,9 @@ func appendAnswer(b []byte, token uint64, id CallID, a *Answer, chunked bool) []
 	b = appendString(b, a.Worker)
 	b = appendString(b, a.Instance)
 	b = appendString(b, a.FunctionError)
-	b = binary.BigEndian.AppendUint64(b, uint64(a.Init))
-	b = binary.BigEndian.AppendUint64(b, uint64(a.Handler))
+	for _, d := range [...]time.Duration{a.Queue, a.Claim, a.Mount, a.Init, a.Handler} {
+		b = appendDuration(b, d)
+	}
 	b = appendBytes(b, a.LogTail)
 	if chunked {
 		return binary.BigEndian.AppendUint64(b, uint64(len(a.Payload)))
@@ -203,8 +220,9 @@ func parseAnswer(b []byte) (a *Answer, total int64, err error) {
 	}
 	a.Instance = string(r.bytes())
 	a.FunctionError = string(r.bytes())
-	a.Init = time.Duration(r.uint64())
-	a.Handler = time.Duration(r.uint64())
+	for _, d := range [...]*time.Duration{&a.Queue, &a.Claim, &a.Mount, &a.Init, &a.Handler} {
+		*d = r.duration()
+	}
 	if tail := r.bytes(); len(tail) > 0 {
 		a.LogTail = tail
 	}
@@ -218,6 +236,10 @@ func parseAnswer(b []byte) (a *Answer, total int64, err error) {
 		return nil, -1, errEnvelope
 	}
 	return a, total, nil
+}
+
+func appendDuration(b []byte, d time.Duration) []byte {
+	return binary.AppendUvarint(b, uint64(min(max(0, d), maxPhase)))
 }
 
 func appendString(b []byte, s string) []byte {
@@ -257,6 +279,17 @@ func (r *reader) uint64() uint64 {
 		return binary.BigEndian.Uint64(p)
 	}
 	return 0
+}
+
+// duration reads one that is neither negative nor overflows a sum.
+func (r *reader) duration() time.Duration {
+	n, size := binary.Uvarint(r.b)
+	if size <= 0 || n > uint64(maxPhase) {
+		r.failed = true
+		return 0
+	}
+	r.take(size)
+	return time.Duration(n)
 }
 
 func (r *reader) bytes() []byte {

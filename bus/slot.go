@@ -201,7 +201,8 @@ func (s *Slot) granted(m *nats.Msg, id CallID, rest []byte) {
 		return
 	}
 	r := reader{b: rest}
-	d.Left = time.Duration(r.uint64())
+	d.Left, d.GrantedAt = time.Duration(r.uint64()), time.Now()
+	d.Waited = r.duration()
 	total := int64(r.uint64())
 	if r.failed || total > maxBody || total < 0 {
 		s.queue.conn.log.Warn("bus: malformed grant")
@@ -218,6 +219,7 @@ func (s *Slot) granted(m *nats.Msg, id CallID, rest []byte) {
 	if d.deferred {
 		d.Body = r.b
 	}
+	d.Claim = d.GrantedAt.Sub(d.claimedAt)
 	s.handler.Granted(d)
 }
 
@@ -243,6 +245,7 @@ func (s *Slot) chunk(m *nats.Msg, id CallID, piece []byte) {
 		s.queue.conn.log.Warn("bus: credit", "err", err)
 	}
 	if int64(len(d.Body)) == d.total {
+		d.Claim = time.Since(d.claimedAt)
 		s.handler.Granted(d)
 	}
 }
@@ -305,8 +308,11 @@ type Delivery struct {
 	Call
 	// Left is how long the handler may run; set when granted.
 	Left time.Duration
-	// DeliveredAt is when it came to this worker.
-	DeliveredAt time.Time
+	// DeliveredAt is when it came to this worker, GrantedAt when its grant did.
+	DeliveredAt, GrantedAt time.Time
+	// Waited is from its publishing to its grant, by the asker's clock; Claim from when this worker
+	// claimed it until it had all of it. Both are set when granted.
+	Waited, Claim time.Duration
 
 	queue     *Queue
 	from      address

@@ -76,6 +76,7 @@ type Control struct {
 	logs      *bus.Logs
 	events    *bus.Events
 	settler   *settler
+	metrics   *metrics
 	storage   *storage
 
 	stop    context.CancelFunc
@@ -99,6 +100,7 @@ func Open(ctx context.Context, config Config) (_ *Control, err error) {
 	}
 	background, stop := context.WithCancel(context.WithoutCancel(ctx))
 	c := &Control{config: config, begun: time.Now(), stop: stop, failed: make(chan error, 4)}
+	c.metrics = newMetrics(c)
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, c.unwind(context.Background()))
@@ -202,6 +204,7 @@ func (c *Control) openParts(ctx context.Context) error {
 	arn := func(account, name string) string { return registry.ARN(c.config.Region, account, name, "") }
 	invoker := invoke.New(invoke.Config{
 		Asker: c.asker, Workers: c.placement, Acceptor: storedEvents{delivery.NewAcceptor(c.events), c.storage}, Unreserved: state.UnreservedConcurrency, ARN: arn,
+		Metrics: invoke.NewMetrics(c.metrics.registry),
 	})
 	c.pollers = delivery.Start(delivery.Config{
 		Source: delivery.FromBus(c.events, 0, 0), Invoker: invoker, Resolver: &resolver{c.quorum, c.config.Region},
@@ -214,8 +217,9 @@ func (c *Control) openParts(ctx context.Context) error {
 		Registry: state, Proposer: storedState{c.settler, c.storage}, Code: storedCode{codeStore{c.conn.Objects()}, c.storage},
 		Invoker: storedCalls{invoker, c.storage}, Platform: (*platform)(c),
 		Authenticator: gateway.Anyone{Account: DevAccount}, Region: c.config.Region,
-		BaseURL: "http://" + c.config.HTTP.Addr().String(), Ready: c.Ready, Logger: log,
+		BaseURL: "http://" + c.config.HTTP.Addr().String(), Ready: c.Ready, Metrics: c.metrics.handler, Logger: log,
 	})
+	c.metrics.open()
 	c.running.Go(func() { c.storage.run(ctx) })
 	return err
 }

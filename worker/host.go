@@ -81,8 +81,8 @@ func (e *environment) MemoryBytes() int64 {
 }
 
 // Launch implements pool.Launcher.
-func (l *launcher) Launch(ctx context.Context, spec *dozev1.FunctionSpec, id, requestID string, handler instance.Handler) (pool.Instance, error) {
-	w := (*Worker)(l)
+func (l *launcher) Launch(ctx context.Context, start *pool.Start, handler instance.Handler) (pool.Instance, error) {
+	w, spec := (*Worker)(l), start.Spec
 	found, ok := w.runtime(spec.Runtime)
 	if !ok {
 		return nil, fmt.Errorf("worker: no interpreter for %s", spec.Runtime)
@@ -102,10 +102,11 @@ func (l *launcher) Launch(ctx context.Context, spec *dozev1.FunctionSpec, id, re
 		memory.Release()
 		return nil, fmt.Errorf("worker: code: %w", err)
 	}
+	start.Origin.CodeCached = package_.Cached
 	started, err := instance.Start(ctx, &w.options, &instance.Launch{
-		ID: id, Spec: spec, Runtime: found, CodeDir: package_.Dir, RequestID: requestID,
-		Start:       w.parking.starter(found, spec, package_.Dir),
-		Credentials: instance.Credentials{AccessKeyID: "DOZE" + id[:8], SecretAccessKey: "none", SessionToken: "none"},
+		ID: start.ID, Spec: spec, Runtime: found, CodeDir: package_.Dir, RequestID: start.RequestID,
+		Start:       w.parking.starter(found, spec, package_.Dir, &start.Origin.Parked),
+		Credentials: instance.Credentials{AccessKeyID: "DOZE" + start.ID[:8], SecretAccessKey: "none", SessionToken: "none"},
 	}, handler)
 	if err != nil {
 		memory.Release()

@@ -10,6 +10,7 @@ import (
 	dozev1 "github.com/doze-run/doze/proto/doze/v1"
 	"github.com/doze-run/doze/worker/capacity"
 	"github.com/doze-run/doze/worker/parked"
+	"github.com/doze-run/doze/worker/pool"
 	"github.com/doze-run/doze/worker/runtimes"
 	"github.com/doze-run/doze/worker/sandbox"
 )
@@ -92,11 +93,13 @@ func (p *parking) use(spec *dozev1.FunctionSpec) {
 func (p *parking) shrink() bool { return p != nil && p.pool.Shrink() }
 
 // starter is how an instance of the function is started from a waiting sandbox if there is one; nil where
-// there are none.
-func (p *parking) starter(r runtimes.Runtime, spec *dozev1.FunctionSpec, codeDir string) func(context.Context, sandbox.Config) (sandbox.Process, error) {
+// there are none. It notes in found whether there was.
+func (p *parking) starter(r runtimes.Runtime, spec *dozev1.FunctionSpec, codeDir string, found *string) func(context.Context, sandbox.Config) (sandbox.Process, error) {
+	*found = pool.Off
 	if p == nil {
 		return nil
 	}
+	*found = pool.Miss
 	k := p.kind(r, spec.MemoryMb, spec.EphemeralStorageMb)
 	start := p.worker.sandbox.Start
 	if !r.Adopts(spec.Environment) || p.shadowed(r, codeDir) {
@@ -104,7 +107,10 @@ func (p *parking) starter(r runtimes.Runtime, spec *dozev1.FunctionSpec, codeDir
 		return nil
 	}
 	return func(ctx context.Context, config sandbox.Config) (sandbox.Process, error) {
-		process, _, err := p.pool.Start(ctx, k, config, start)
+		process, hit, err := p.pool.Start(ctx, k, config, start)
+		if hit {
+			*found = pool.Hit
+		}
 		return process, err
 	}
 }

@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -64,7 +65,10 @@ type Config struct {
 	Overcommit float64
 	HardCPU    bool
 	Region     string
-	Logger     *slog.Logger
+	// Metrics is where this worker serves /metrics and /healthz, for a worker in a process of its own. It is the
+	// worker's from here on; nil for nowhere.
+	Metrics net.Listener
+	Logger  *slog.Logger
 }
 
 // Worker is a running worker node.
@@ -79,6 +83,7 @@ type Worker struct {
 	meter    *meter.Meter
 	pool     *pool.Pool
 	parking  *parking
+	metrics  *metrics
 	options  instance.Options
 
 	mu       sync.Mutex
@@ -86,13 +91,18 @@ type Worker struct {
 
 	stop    context.CancelFunc
 	running sync.WaitGroup
-	closers []func(context.Context) error
+	// stopMetrics comes last: a worker that drains is watched.
+	stopMetrics func()
+	closers     []func(context.Context) error
 }
 
 // Open starts a worker: it ends what a dead predecessor of the same folder left, then takes calls.
 // On an error nothing is left running.
 func Open(ctx context.Context, config Config) (_ *Worker, err error) {
-	w := &Worker{config: config, stop: func() {}}
+	w := &Worker{config: config, stop: func() {}, stopMetrics: func() {}}
+	if config.Metrics != nil { // also when nothing comes to be served
+		w.stopMetrics = func() { _ = config.Metrics.Close() }
+	}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, w.unwind(context.WithoutCancel(ctx)))
@@ -108,9 +118,10 @@ func Open(ctx context.Context, config Config) (_ *Worker, err error) {
 
 	background, stop := context.WithCancel(context.WithoutCancel(ctx))
 	w.stop = stop
+	w.metrics = newMetrics(w)
 	w.pool = pool.New(pool.Config{
 		Worker: config.Name, Conn: w.conn, Launcher: (*launcher)(w), Journal: w.meter, IdleTimeout: config.IdleTimeout,
-		ConcurrentStarts: startsPerCPU * runtime.NumCPU(), Logger: config.Logger,
+		ConcurrentStarts: startsPerCPU * runtime.NumCPU(), Events: pool.Tee(w.metrics.events(), logEvents(config.Logger)), Logger: config.Logger,
 	})
 	w.openParking()
 	w.onClose(w.pool.Close)
@@ -127,6 +138,7 @@ func Open(ctx context.Context, config Config) (_ *Worker, err error) {
 		w.onClose(func(context.Context) error { return told.Close() })
 	}
 	w.running.Go(func() { w.beat(background) })
+	w.serveMetrics()
 	return w, nil
 }
 
@@ -238,9 +250,7 @@ func (w *Worker) beat(ctx context.Context) {
 }
 
 func (w *Worker) report() *dozev1.WorkerReport {
-	w.mu.Lock()
-	draining := w.draining
-	w.mu.Unlock()
+	draining := w.isDraining()
 	report := &dozev1.WorkerReport{
 		Worker: w.config.Name, Epoch: w.meter.Epoch(), Draining: draining,
 		MemoryTotalBytes: w.capacity.Total(), MemoryFreeBytes: w.capacity.Free(),
@@ -254,6 +264,12 @@ func (w *Worker) report() *dozev1.WorkerReport {
 		report.Runtimes = append(report.Runtimes, &dozev1.Runtime{Name: r.Name, Path: r.Path, Version: r.Version})
 	}
 	return report
+}
+
+func (w *Worker) isDraining() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.draining
 }
 
 // Close drains the worker: it takes nothing new, lets running calls end until ctx does, ends the
@@ -273,5 +289,6 @@ func (w *Worker) unwind(ctx context.Context) error {
 		failures = append(failures, w.closers[i](ctx))
 	}
 	w.closers = nil
+	w.stopMetrics()
 	return errors.Join(failures...)
 }

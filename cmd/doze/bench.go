@@ -68,7 +68,7 @@ else should run on the machine meanwhile. The Go rows need the function that "ma
 		},
 	}
 	flags := cmd.Flags()
-	flags.BoolVar(&options.Quick, "quick", false, "at most a minute: few rounds, rough figures")
+	flags.BoolVar(&options.Quick, "quick", false, "at most a minute and a half: few rounds, rough figures")
 	flags.StringVar(&rows, "rows", "", "measure the rows whose key matches this regular expression, and their baselines")
 	flags.StringVar(&options.Endpoint, "endpoint", "", "measure the Doze at this http address instead of starting one; its CPU and memory are not measured then")
 	flags.StringVar(&goFunction, "go-function", "", "the built Go function (default bench-go beside the doze binary)")

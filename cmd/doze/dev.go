@@ -102,6 +102,7 @@ func openPlatform(ctx context.Context, p parts) (_ platform, err error) {
 	if err != nil {
 		return nil, err
 	}
+	d.control.ServeMetricsOf(d.worker.Metrics())
 	return d, d.control.WaitWorker(ctx)
 }
 

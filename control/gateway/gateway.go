@@ -115,6 +115,8 @@ type Config struct {
 	Region string
 	// BaseURL is how clients reach the HTTP side, for links that are asked for over gRPC.
 	BaseURL string
+	// Metrics serves the figures of this node; nil for none.
+	Metrics http.Handler
 	// Ready answers nil when calls can be served, else why not. nil means always.
 	Ready func() error
 	// BodyMemory bounds the bytes of large request bodies held at once; 512 MB when 0.

@@ -51,7 +51,7 @@ func TestGRPC(t *testing.T) {
 	if err != nil || !bytes.Equal(answer.GetPayload(), payload) || answer.GetStatusCode() != 200 || answer.GetExecutedVersion() != "$LATEST" || answer.GetLogResult() == "" {
 		t.Errorf("invoked: %d bytes, %v", len(answer.GetPayload()), err)
 	}
-	if header.Get("x-doze-timing")[0] != "queue=1500;init=20000;handler=3000" || header.Get("x-amzn-requestid")[0] != requestID(w.invoker.lastCall(t).RequestID).String() {
+	if header.Get("x-doze-timing")[0] != "queue=1500;claim=20;mount=900;init=20000;handler=3000" || header.Get("x-amzn-requestid")[0] != requestID(w.invoker.lastCall(t).RequestID).String() {
 		t.Errorf("headers %v", header)
 	}
 	_, err = client.Invoke(t.Context(), &dozev1.InvokeRequest{FunctionName: ptr("f"), Payload: make([]byte, maxInvoke+1)})

@@ -238,7 +238,7 @@ func (s *scriptedInvoker) Invoke(ctx context.Context, call *invoke.Call) (*invok
 	}
 	return &invoke.Answer{
 		ExecutedVersion: call.Version.Version, Payload: call.Payload, LogTail: []byte("START\nEND\n"), Cold: true,
-		Queue: 1500 * time.Microsecond, Init: 20 * time.Millisecond, Handler: 3 * time.Millisecond, Instance: "i-1",
+		Queue: 1500 * time.Microsecond, Claim: 20 * time.Microsecond, Mount: 900 * time.Microsecond, Init: 20 * time.Millisecond, Handler: 3 * time.Millisecond, Instance: "i-1",
 	}, nil
 }
 

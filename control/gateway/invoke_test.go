@@ -56,7 +56,7 @@ func TestInvokeHeaders(t *testing.T) {
 	}
 	for name, want := range map[string]string{
 		"Content-Type": "application/json", "X-Amz-Executed-Version": "$LATEST", "X-Amz-Function-Error": "", "X-Amz-Log-Result": "",
-		"X-Doze-Cold": "true", "X-Doze-Timing": "queue=1500;init=20000;handler=3000", "X-Doze-Instance": "i-1",
+		"X-Doze-Cold": "true", "X-Doze-Timing": "queue=1500;claim=20;mount=900;init=20000;handler=3000", "X-Doze-Instance": "i-1",
 	} {
 		if got := answer.Header.Get(name); got != want {
 			t.Errorf("%s is %q, want %q", name, got, want)

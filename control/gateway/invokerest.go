@@ -126,9 +126,13 @@ func (g *Gateway) readInvocation(r *http.Request, in *invocation) error {
 
 // timing is X-Doze-Timing: where the time of a call went, in microseconds.
 func timing(a *invoke.Answer) string {
-	b := make([]byte, 0, 64)
+	b := make([]byte, 0, 96)
 	b = append(b, "queue="...)
 	b = strconv.AppendInt(b, a.Queue.Microseconds(), 10)
+	b = append(b, ";claim="...)
+	b = strconv.AppendInt(b, a.Claim.Microseconds(), 10)
+	b = append(b, ";mount="...)
+	b = strconv.AppendInt(b, a.Mount.Microseconds(), 10)
 	b = append(b, ";init="...)
 	b = strconv.AppendInt(b, a.Init.Microseconds(), 10)
 	b = append(b, ";handler="...)

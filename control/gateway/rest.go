@@ -31,6 +31,11 @@ func (g *Gateway) serveHTTP(w http.ResponseWriter, r *http.Request) {
 		g.serveHealth(w, r, path == "/readyz")
 		return
 	}
+	if path == "/metrics" && g.config.Metrics != nil {
+		// As open as the probes: a collector signs nothing, and no figure names a function or an account.
+		g.serveMetrics(w, r)
+		return
+	}
 	if strings.HasPrefix(path, codePrefix) {
 		// The link itself is the permission: no credentials.
 		g.serveCode(w, r, strings.TrimPrefix(path, codePrefix))
@@ -219,6 +224,15 @@ func (g *Gateway) serveHealth(w http.ResponseWriter, r *http.Request, ready bool
 		return
 	}
 	_, _ = w.Write([]byte("{\"healthy\":true}\n"))
+}
+
+// serveMetrics hands a collector's request on, without a body.
+func (g *Gateway) serveMetrics(w http.ResponseWriter, r *http.Request) {
+	if r.Method != http.MethodGet && r.Method != http.MethodHead {
+		faultf(codeUnknownOperation, "%s is not possible here.", r.Method).write(w)
+		return
+	}
+	g.config.Metrics.ServeHTTP(w, r)
 }
 
 // invokeName is the decoded name in an invocations path, if it is one segment.

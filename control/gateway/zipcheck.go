@@ -56,13 +56,17 @@ func checkZip(data []byte) error {
 	if len(r.File) == 0 {
 		return &Fault{Code: codeInvalidParameter, Message: "Uploaded file must be a non-empty zip"}
 	}
-	var total uint64
+	var total, packed uint64
 	var names int
 	tree := zipTree{kinds: make(map[string]fs.FileMode, len(r.File)), links: map[string]string{}}
 	for _, f := range r.File {
 		total += f.UncompressedSize64
 		if f.UncompressedSize64 > maxUnzipped || total > maxUnzipped {
 			return faultf(codeInvalidParameter, "Unzipped size must be smaller than %d bytes", maxUnzipped)
+		}
+		// Entries that share their bytes can have them read a hundred thousand times, to unpack to nothing.
+		if packed += f.CompressedSize64; packed > uint64(len(data)) || f.CompressedSize64 > uint64(len(data)) {
+			return badZip()
 		}
 		if names += len(f.Name); names > maxZipNames {
 			return tooManyEntries()

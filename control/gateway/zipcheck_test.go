@@ -3,6 +3,7 @@ package gateway
 import (
 	"archive/zip"
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -77,6 +78,32 @@ func bomb(t testing.TB, sizes ...uint64) []byte {
 	return b.Bytes()
 }
 
+// overlapping is a zip of which count entries have the same bytes: blocks that unpack to nothing.
+func overlapping(t testing.TB, count, blocks int) []byte {
+	t.Helper()
+	body := append(bytes.Repeat([]byte{0, 0, 0, 0xff, 0xff}, blocks), 1, 0, 0, 0xff, 0xff)
+	var b bytes.Buffer
+	z := zip.NewWriter(&b)
+	f, err := z.CreateRaw(&zip.FileHeader{Name: "00000000", Method: zip.Deflate, CompressedSize64: uint64(len(body))})
+	if err == nil {
+		_, err = f.Write(body)
+	}
+	if err := errors.Join(err, z.Close()); err != nil {
+		t.Fatal(err)
+	}
+	at := bytes.Index(b.Bytes(), []byte("PK\x01\x02"))
+	end := bytes.Index(b.Bytes(), []byte("PK\x05\x06"))
+	out, record := bytes.Clone(b.Bytes()[:at]), b.Bytes()[at:end]
+	for i := range count {
+		out = append(out, bytes.Replace(record, []byte("00000000"), fmt.Appendf(nil, "%08d", i), 1)...)
+	}
+	tail := bytes.Clone(b.Bytes()[end:])
+	binary.LittleEndian.PutUint16(tail[8:], uint16(count))
+	binary.LittleEndian.PutUint16(tail[10:], uint16(count))
+	binary.LittleEndian.PutUint32(tail[12:], uint32(count*len(record)))
+	return append(out, tail...)
+}
+
 func TestZip(t *testing.T) {
 	link := fs.ModeSymlink | 0o777
 	notZip, outside := "Could not unzip uploaded file.", "points outside"
@@ -94,6 +121,8 @@ func TestZip(t *testing.T) {
 		{"one byte is another", flipped(zipWith(t, zipEntry{name: "a", content: strings.Repeat("text ", 100)})), notZip},
 		{"more than it says", bytes.ReplaceAll(zipWith(t, zipEntry{name: "a", content: strings.Repeat("x", 0x54321)}), []byte{0x21, 0x43, 5, 0}, []byte{9, 0, 0, 0}), notZip},
 		{"less than it says", bytes.ReplaceAll(zipWith(t, zipEntry{name: "a", content: strings.Repeat("x", 0x54321)}), []byte{0x21, 0x43, 5, 0}, []byte{0x22, 0x43, 5, 0}), notZip},
+		{"one entry of nothing", overlapping(t, 1, 100), ""},
+		{"entries that overlap", overlapping(t, 50_000, 1_000_000), notZip},
 		{"nothing", nil, notZip},
 		{"text", []byte("PK, or so"), notZip},
 		{"cut", good[:len(good)-5], notZip},

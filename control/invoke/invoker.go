@@ -60,6 +60,8 @@ type Config struct {
 	Unreserved func(account string) int
 	// ARN makes a function's unqualified ARN.
 	ARN func(account, name string) string
+	// Metrics counts the calls.
+	Metrics *Metrics
 }
 
 // Invoker runs calls and accepts events. Its methods may be called from many goroutines.
@@ -89,6 +91,7 @@ type incarnation struct {
 	arn      string
 	queue    bus.QueueID
 	limits   bus.AskLimits
+	calls    *calls
 	claimed  atomic.Int64 // Unix nanoseconds
 }
 
@@ -120,6 +123,7 @@ func (i *Invoker) incarnation(f *registry.Function, v *registry.Version) *incarn
 		function: f, version: v, arn: i.config.ARN(f.Account, f.Name),
 		queue:  bus.NewQueueID(f.Account, f.Name, v.Version, v.Incarnation),
 		limits: bus.AskLimits{Queue: queueLimit, Start: startLimit, Run: time.Duration(v.Config.Timeout) * time.Second},
+		calls:  i.config.Metrics.of(v.Config.Runtime),
 	}
 	i.growing.Lock()
 	defer i.growing.Unlock()
@@ -154,12 +158,13 @@ func (i *Invoker) Invoke(_ context.Context, call *Call) (*Answer, error) {
 	if !i.config.Workers.Runs(call.Version.Config.Runtime) {
 		return nil, i.noRuntime(call.Version.Config.Runtime)
 	}
+	n := i.incarnation(call.Function, call.Version)
 	release, err := i.admission.take(call.Function)
 	if err != nil {
+		n.calls.refused(err)
 		return nil, err
 	}
 	defer release()
-	n := i.incarnation(call.Function, call.Version)
 	message := bus.Call{
 		ID: call.RequestID, InvokedARN: call.InvokedARN, TraceID: call.TraceID,
 		ClientContext: call.ClientContext, Tail: call.Tail, Body: call.Payload,
@@ -171,32 +176,37 @@ func (i *Invoker) Invoke(_ context.Context, call *Call) (*Answer, error) {
 		}
 		answer := i.config.Asker.Ask(n.queue, &message, n.limits, n)
 		if answer.Fault == nil {
-			n.claimed.Store(time.Now().UnixNano())
-			return translate(call, answer), nil
+			now := time.Now()
+			n.claimed.Store(now.UnixNano())
+			translated := translate(call, answer)
+			n.calls.answered(translated, now.Sub(begun))
+			return translated, nil
 		}
 		// A worker that drains gives back what it had claimed and not begun: it is asked anew.
 		if answer.Fault.Code == bus.FaultWorkerLost && !answer.Fault.Ran && time.Since(begun) < queueLimit {
 			continue
 		}
-		return nil, fault(call, answer.Fault)
+		err := fault(call, answer.Fault)
+		n.calls.refused(err)
+		return nil, err
 	}
 }
 
 // Enqueue stores an event durably.
 func (i *Invoker) Enqueue(ctx context.Context, event *Event) error {
-	return i.config.Acceptor.Accept(ctx, event)
+	err := i.config.Acceptor.Accept(ctx, event)
+	if err == nil {
+		i.config.Metrics.accepted.Inc()
+	}
+	return err
 }
 
 func translate(call *Call, a *bus.Answer) *Answer {
-	answer := &Answer{
+	return &Answer{
 		ExecutedVersion: call.Version.Version, FunctionError: a.FunctionError, Payload: a.Payload, LogTail: a.LogTail,
-		Cold: a.Cold, Queue: a.Queue, Init: a.Init, Handler: a.Handler, Instance: a.Instance,
+		Cold: a.Cold, Outcome: a.Outcome, Instance: a.Instance,
+		Queue: a.Queue, Claim: a.Claim, Mount: a.Mount, Init: a.Init, Handler: a.Handler,
 	}
-	if a.Cold {
-		// The wait for the instance contains its init, which is told apart.
-		answer.Queue = max(0, a.Queue-a.Init)
-	}
-	return answer
 }
 
 func fault(call *Call, f *bus.Fault) error {

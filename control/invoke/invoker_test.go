@@ -10,6 +10,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"github.com/doze-run/doze/bus"
 	"github.com/doze-run/doze/control/registry"
 	dozev1 "github.com/doze-run/doze/proto/doze/v1"
@@ -50,7 +52,7 @@ func (p *plane) Runtimes() []*dozev1.Runtime { return []*dozev1.Runtime{{Name: p
 func newInvoker(p *plane, unreserved int) *Invoker {
 	return New(Config{
 		Asker: p, Workers: p, Unreserved: func(string) int { return unreserved },
-		ARN: func(account, name string) string { return "arn:" + account + ":" + name },
+		ARN: func(account, name string) string { return "arn:" + account + ":" + name }, Metrics: NewMetrics(prometheus.NewRegistry()),
 	})
 }
 

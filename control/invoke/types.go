@@ -48,9 +48,11 @@ type Answer struct {
 	LogTail []byte
 	// Cold: the call waited for an instance to start.
 	Cold bool
-	// Queue is from accepting the call to its claim, Init the start and init of the instance (cold
-	// calls only), Handler the handler's own time.
-	Queue, Init, Handler time.Duration
+	// Outcome is how the attempt ended, as the worker numbers it.
+	Outcome uint8
+	// Where the time went, one after the other: the wait for an instance, the claim of the call, making
+	// the instance and its init (cold calls only), the handler's own time.
+	Queue, Claim, Mount, Init, Handler time.Duration
 	// Instance is the id of the instance that ran it, as `doze ps` shows it.
 	Instance string
 }

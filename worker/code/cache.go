@@ -87,6 +87,8 @@ type entry struct {
 type Handle struct {
 	// Dir is the unpacked package: an absolute path, the same for everybody, not to be written to.
 	Dir string
+	// Cached says that it was unpacked here before it was asked for.
+	Cached bool
 
 	cache    *Cache
 	entry    *entry
@@ -149,7 +151,7 @@ func (c *Cache) Acquire(ctx context.Context, sha256 string, size int64) (*Handle
 			return nil, e.err
 		}
 	}
-	return &Handle{Dir: e.dir, cache: c, entry: e}, nil
+	return &Handle{Dir: e.dir, Cached: there, cache: c, entry: e}, nil
 }
 
 // Release lets go of the package. It may be called again.

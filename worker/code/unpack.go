@@ -58,7 +58,7 @@ func unpack(ctx context.Context, r io.ReaderAt, size int64, dir string, limit in
 		return 0, fmt.Errorf("%w: more than %d entries", ErrPackage, maxEntries)
 	}
 	directory.left = -1 // what follows is bounded by what it is unpacked to
-	if err := check(z.File, limit); err != nil {
+	if err := check(z.File, uint64(size), limit); err != nil {
 		return 0, err
 	}
 	root, err := os.OpenRoot(dir)
@@ -82,10 +82,10 @@ func unpack(ctx context.Context, r io.ReaderAt, size int64, dir string, limit in
 	return limit - u.left + nodeBytes*int64(u.nodes), nil
 }
 
-// check refuses, before anything is made, what the names and figures of the zip already tell.
-func check(files []*zip.File, limit int64) error {
+// check refuses, before anything is made, what the names and figures of a zip of size bytes already tell.
+func check(files []*zip.File, size uint64, limit int64) error {
 	nodes := make(map[string]struct{}, len(files))
-	var bytes uint64
+	var bytes, packed uint64
 	for _, f := range files {
 		name, err := cleanName(f.Name)
 		if err != nil {
@@ -101,6 +101,10 @@ func check(files []*zip.File, limit int64) error {
 		}
 		if bytes += f.UncompressedSize64; bytes > uint64(limit) || f.UncompressedSize64 > uint64(limit) {
 			return errTooLarge
+		}
+		// Entries that share their bytes can have them read a hundred thousand times, to unpack to nothing.
+		if packed += f.CompressedSize64; packed > size || f.CompressedSize64 > size {
+			return fmt.Errorf("%w: its entries overlap", ErrPackage)
 		}
 	}
 	return nil

@@ -3,6 +3,7 @@ package code
 import (
 	"archive/zip"
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"hash/crc32"
@@ -290,6 +291,38 @@ func TestBombs(t *testing.T) {
 	}
 	if info, err := os.Stat(filepath.Join(dir, "bomb")); err == nil && info.Size() > limit {
 		t.Errorf("the bomb wrote %d bytes", info.Size())
+	}
+}
+
+// Entries that share their bytes, which unpack to nothing, would be read for hours.
+func TestOverlappingEntries(t *testing.T) {
+	const count, blocks = 50_000, 1_000_000
+	body := append(bytes.Repeat([]byte{0, 0, 0, 0xff, 0xff}, blocks), 1, 0, 0, 0xff, 0xff)
+	var b bytes.Buffer
+	w := zip.NewWriter(&b)
+	f, err := w.CreateRaw(&zip.FileHeader{Name: "00000000", Method: zip.Deflate, CompressedSize64: uint64(len(body))})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.Write(body); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	// The one record of the directory, many times under other names.
+	at := bytes.Index(b.Bytes(), []byte("PK\x01\x02"))
+	end := bytes.Index(b.Bytes(), []byte("PK\x05\x06"))
+	data, record := bytes.Clone(b.Bytes()[:at]), b.Bytes()[at:end]
+	for i := range count {
+		data = append(data, bytes.Replace(record, []byte("00000000"), fmt.Appendf(nil, "%08d", i), 1)...)
+	}
+	tail := bytes.Clone(b.Bytes()[end:])
+	binary.LittleEndian.PutUint16(tail[8:], count)
+	binary.LittleEndian.PutUint16(tail[10:], count)
+	binary.LittleEndian.PutUint32(tail[12:], uint32(count*len(record)))
+	if _, err := unpackInto(t, append(data, tail...)); !errors.Is(err, ErrPackage) || !strings.Contains(err.Error(), "overlap") {
+		t.Errorf("%v, want ErrPackage", err)
 	}
 }
 

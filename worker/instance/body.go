@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"sync/atomic"
 )
 
 // errTooLarge says that a body is over the limit. What was read of it is not kept.
@@ -17,8 +18,10 @@ const (
 	firstBodyBytes = 64 << 10
 	// maxDiscard is how much of a refused body is read so that the connection can live on.
 	maxDiscard = 64 << 20
-	// maxChunkLine bounds a chunk's size line, extensions included.
+	// maxChunkLine bounds a chunk's size line, extensions included, and maxExcess what such lines may have beyond what
+	// is due to the chunks' bytes.
 	maxChunkLine = 1 << 10
+	maxExcess    = 16 << 10
 )
 
 // input is a connection's read side: a buffer that grows to the bound of a head and shrinks again.
@@ -26,6 +29,8 @@ type input struct {
 	nc   net.Conn
 	buf  []byte
 	r, w int
+	// grown is what all buffers of the instance have above their first size; nil where nobody counts.
+	grown *atomic.Int64
 }
 
 func (in *input) pending() []byte { return in.buf[in.r:in.w] }
@@ -42,11 +47,16 @@ func (in *input) skip(n int) {
 func (in *input) fill() error {
 	switch {
 	case in.buf == nil, in.w == 0 && len(in.buf) > 4*inputBytes:
+		in.shrink()
 		in.buf = make([]byte, inputBytes)
 	case in.w == len(in.buf) && in.r > 0:
 		in.w = copy(in.buf, in.buf[in.r:in.w])
 		in.r = 0
 	case in.w == len(in.buf):
+		if in.grown != nil && in.grown.Add(int64(len(in.buf))) > maxGrownBytes {
+			in.grown.Add(-int64(len(in.buf)))
+			return errHeadTooBig
+		}
 		grown := make([]byte, 2*len(in.buf))
 		copy(grown, in.buf)
 		in.buf = grown
@@ -62,6 +72,14 @@ func (in *input) fill() error {
 	return err
 }
 
+// shrink gives the buffer up, and what was pending with it.
+func (in *input) shrink() {
+	if in.grown != nil && len(in.buf) > inputBytes {
+		in.grown.Add(-int64(len(in.buf) - inputBytes))
+	}
+	in.buf, in.r, in.w = nil, 0, 0
+}
+
 // body reads one request body, of known length or in chunks, as it comes. A response that is to be
 // streamed on reads it piece by piece; collect takes the whole.
 type body struct {
@@ -70,6 +88,7 @@ type body struct {
 	remain  int64 // of the body, or of the chunk that is being read
 	ended   bool
 	started bool // a chunk was read, so that a CRLF stands before the next size line
+	excess  int64
 	// Trailers of a streamed response that failed midway; valid at the end.
 	errorType, errorBody []byte
 }
@@ -164,6 +183,7 @@ func (b *body) nextChunk() error {
 	if err != nil {
 		return err
 	}
+	took := int64(len(line)) + 2
 	if semi := bytes.IndexByte(line, ';'); semi >= 0 {
 		line = line[:semi]
 	}
@@ -172,6 +192,10 @@ func (b *body) nextChunk() error {
 		return errMalformed
 	}
 	b.remain = size
+	// Lines of a kilobyte around single bytes would have gigabytes read for one response.
+	if b.excess = max(0, b.excess+took-16-2*size); b.excess > maxExcess {
+		return errMalformed
+	}
 	if size == 0 {
 		return b.trailers()
 	}
@@ -239,17 +263,20 @@ func (b *body) collect(limit int64) ([]byte, error) {
 	return out, nil
 }
 
-// discard reads what is left and keeps nothing. It gives up after maxDiscard.
-func (b *body) discard() error {
+// discard reads what is left and keeps nothing, and calls each for every megabyte. It gives up after maxDiscard.
+func (b *body) discard(each func()) error {
 	var scratch []byte
 	for total := int64(0); !b.ended; {
 		if total > maxDiscard {
 			return errTooLarge
 		}
 		if scratch == nil {
-			scratch = make([]byte, 32<<10)
+			scratch = make([]byte, 2*inputBytes)
 		}
 		n, err := b.Read(scratch)
+		if total>>20 != (total+int64(n))>>20 {
+			each()
+		}
 		total += int64(n)
 		if err != nil && !errors.Is(err, io.EOF) {
 			return err

@@ -49,7 +49,7 @@ type conn struct {
 
 func newConn(i *Instance, nc net.Conn) *conn {
 	c := &conn{i: i, nc: nc, raw: rawConn(nc)}
-	c.in.nc = nc
+	c.in.nc, c.in.grown = nc, &i.server.grown
 	c.try = func(fd uintptr) bool {
 		for {
 			n, err := syscall.Write(int(fd), c.head)
@@ -86,6 +86,9 @@ func (c *conn) serve() {
 			return
 		}
 		if err := c.in.fill(); err != nil {
+			if errors.Is(err, errHeadTooBig) {
+				c.refuse(err)
+			}
 			return
 		}
 		if c.waiting {

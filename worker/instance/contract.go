@@ -42,6 +42,16 @@ const (
 	Killed               // ended by the worker for its own reasons: the platform's fault, not billed
 )
 
+// outcomes are their names, in metrics and logs.
+var outcomes = [...]string{"", "ok", "handler_error", "init_error", "timeout", "exit", "out_of_memory", "too_large", "killed"}
+
+func (o Outcome) String() string {
+	if o == 0 || int(o) >= len(outcomes) {
+		return "unknown"
+	}
+	return outcomes[o]
+}
+
 // Result is what came of one event (or of an init that failed before any event: see Handler).
 type Result struct {
 	Outcome Outcome
@@ -49,6 +59,8 @@ type Result struct {
 	Payload []byte
 	// FunctionError is "" or "Unhandled".
 	FunctionError string
+	// Began is when the event was given to the instance; zero when there was none.
+	Began time.Time
 	// Duration is the handler's time; Init is the init phase's, on the first event only.
 	Duration, Init time.Duration
 	// BilledMs is Duration plus Init, in whole milliseconds, rounded up, at least 1.

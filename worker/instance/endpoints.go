@@ -39,11 +39,12 @@ func (c *conn) rest(expect bool) bool {
 	if expect && !c.bod.ended && len(c.in.pending()) == 0 {
 		return false
 	}
-	return c.bod.discard() == nil
+	return c.bod.discard(c.i.server.attempted) == nil
 }
 
 // error owes an error answer and skips the body.
 func (c *conn) error(status, errorType, message string, closing *bool) {
+	c.i.server.attempted()
 	// Answered after the body was skipped: a client that writes first and reads then gets it.
 	if !c.rest(c.req.expect) {
 		*closing = true

@@ -119,7 +119,7 @@ func drive(t *testing.T, input_ []byte, piece int) (out []string) {
 			t.Fatalf("body of %d bytes", len(whole))
 		}
 		if errors.Is(err, errTooLarge) {
-			err = b.discard()
+			err = b.discard(func() {})
 			whole = []byte("too large")
 		}
 		if err != nil {

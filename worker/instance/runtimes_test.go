@@ -441,6 +441,76 @@ func TestNodeLoads(t *testing.T) {
 	}
 }
 
+const nodeStream = `
+const { pipeline } = require('stream/promises');
+const { Readable } = require('stream');
+exports.handler = awslambda.streamifyResponse(async (event, stream, context) => {
+  switch (event.op) {
+    case 'pieces':
+      stream.setContentType('text/plain');
+      for (const piece of event.pieces) { stream.write(piece); await new Promise((r) => setTimeout(r, 5)); }
+      stream.end();
+      return;
+    case 'large': await pipeline(Readable.from((function* () { for (let i = 0; i < event.n; i++) yield 'x'.repeat(1 << 20); })()), stream); return;
+    case 'http': {
+      const s = awslambda.HttpResponseStream.from(stream, { statusCode: 201, headers: { a: 'b' } });
+      s.write('body');
+      s.end(' end');
+      return;
+    }
+    case 'context': stream.end(JSON.stringify([context.awsRequestId, context.getRemainingTimeInMillis() > 1000, context.memoryLimitInMB])); return;
+    case 'object': stream.write({ a: 1 }); stream.end(); return 'ignored';
+    case 'empty': stream.end(); return;
+    case 'before': throw new RangeError('before the first piece');
+    case 'midway': stream.write('some'); await new Promise((r) => setTimeout(r, 20)); throw new RangeError('midway');
+    case 'after': stream.end('whole'); await new Promise((r) => setTimeout(r, 20)); throw new RangeError('after the end');
+    case 'unfinished': stream.write('some'); return;
+    case 'uncaught': stream.write('some'); setTimeout(() => { throw new Error('in a timer'); }, 5); await new Promise((r) => setTimeout(r, 5000)); return;
+  }
+}, { highWaterMark: 4096 });
+exports.sync = awslambda.streamifyResponse((event, stream) => { stream.end('x'); });
+`
+
+// A handler that streams: whoever called it and waits gets the whole.
+func TestNodeStreams(t *testing.T) {
+	node := interpreter(t, "nodejs")
+	r := startReal(t, node, "index.handler", map[string]string{"index.js": nodeStream})
+	r.want(r.call(`{"op":"pieces","pieces":["a","grüße ","€"]}`), OK, "agrüße €")
+	r.want(r.call(`{"op":"http"}`), OK, `{"statusCode":201,"headers":{"a":"b"}}`+"\x00\x00\x00\x00\x00\x00\x00\x00body end")
+	r.want(r.call(`{"op":"context"}`), OK, `["`+event(3, "").RequestID+`",true,"128"]`)
+	res := r.call(`{"op":"object"}`)
+	r.want(res, OK, `{"a":1}`)
+	r.want(r.call(`{"op":"empty"}`), OK, "")
+	if res = r.call(`{"op":"large","n":5}`); res.Outcome != OK || len(res.Payload) != 5<<20 {
+		t.Errorf("large: outcome %d, %d bytes", res.Outcome, len(res.Payload))
+	}
+	if res = r.call(`{"op":"large","n":20}`); res.Outcome != TooLarge {
+		t.Errorf("too large: outcome %d, %d bytes", res.Outcome, len(res.Payload))
+	}
+	for op, message := range map[string]string{"before": "before the first piece", "midway": "midway", "unfinished": "Response stream is not finished."} {
+		res = r.call(`{"op":"` + op + `"}`)
+		var got struct{ ErrorType, ErrorMessage string }
+		if err := json.Unmarshal(res.Payload, &got); err != nil || res.Outcome != HandlerError || got.ErrorMessage != message {
+			t.Errorf("%s: %v: %s", op, err, describe(res))
+		}
+	}
+	r.want(r.call(`{"op":"after"}`), OK, "whole")
+	r.want(r.call(`{"op":"pieces","pieces":["still there"]}`), OK, "still there")
+	r.n++
+	r.invoke(event(r.n, `{"op":"uncaught"}`))
+	if res = r.expect("done"); res.Outcome != HandlerError || !strings.Contains(string(res.Payload), "in a timer") {
+		t.Errorf("uncaught: %s", describe(res))
+	}
+	r.expect("ended")
+
+	r = startReal(t, node, "index.sync", map[string]string{"index.js": nodeStream})
+	if res = r.call("{}"); res.Outcome != HandlerError || !strings.Contains(string(res.Payload), "Streaming does not support non-async handlers.") {
+		t.Errorf("sync: %s", describe(res))
+	}
+	r = startReal(t, node, "index.handler", map[string]string{"index.js": "exports.handler = async () => 1; exports.handler[Symbol.for('aws.lambda.runtime.handler.streaming')] = 'request';"})
+	expectInitError(r, "Runtime.MalformedStreamingHandler", "Only response streaming is supported.")
+}
+
 const goApp = `package main
 
 import (

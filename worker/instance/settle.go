@@ -40,9 +40,10 @@ func (i *Instance) answer(o Outcome, payload []byte) bool {
 	if !ok {
 		return false
 	}
+	i.server.answered()
 	i.quiesce()
 	now := time.Now()
-	r := &Result{Outcome: o, Payload: payload, Duration: now.Sub(e.began), Init: e.init}
+	r := &Result{Outcome: o, Payload: payload, Began: e.began, Duration: now.Sub(e.began), Init: e.init}
 	if o != OK {
 		r.FunctionError = "Unhandled"
 	}
@@ -84,7 +85,7 @@ func (i *Instance) failEvent(f *fault, next State) {
 	now := time.Now()
 	id := e.event.RequestID
 	r := &Result{Outcome: f.outcome, Payload: f.payload(id), FunctionError: "Unhandled",
-		Duration: now.Sub(e.began), Init: e.init}
+		Began: e.began, Duration: now.Sub(e.began), Init: e.init}
 	if f.outcome == Timeout {
 		r.Duration = e.event.Timeout // what came after it was the platform's time
 	}

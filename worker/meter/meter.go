@@ -154,6 +154,17 @@ func (m *Meter) Reserve() error { return m.journal.healthy() }
 // ErrClosed. It becomes nil again by itself when there is room.
 func (m *Meter) Healthy() error { return m.journal.healthy() }
 
+// Lag is how many records of this run the ledger has not announced to have.
+func (m *Meter) Lag() int64 {
+	m.journal.mu.Lock()
+	appended := m.journal.next - 1
+	m.journal.mu.Unlock()
+	return int64(appended - min(appended, m.ship.marks.get(m.Epoch())))
+}
+
+// Bytes is what the journal takes on the disk, with what earlier runs left.
+func (m *Meter) Bytes() int64 { return m.journal.used.Load() }
+
 // Close ends the epoch: Append fails from now on, what is journaled is shipped, and when the ledger
 // has applied all of it the epoch is retired and its files are gone. When ctx ends first, Close
 // says so and leaves the files for the next Open. It returns when nothing of the meter runs.

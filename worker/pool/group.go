@@ -43,6 +43,7 @@ type holding struct {
 	since    time.Time
 	claiming bool // the claim is on its way
 	granted  bool // it is ours to run
+	ahead    bool // it was claimed while it waited for an instance
 	told     bool // its asker knows that an instance starts for it
 }
 
@@ -272,7 +273,7 @@ func (g *group) schedule() {
 	if g.served.count > 0 && g.served.value < claimAhead {
 		for _, c := range g.held[:min(len(g.held), len(g.members))] {
 			if !c.granted && !c.claiming {
-				c.claiming = true
+				c.claiming, c.ahead = true, true
 				if err := g.host.Claim(c.Delivery); err != nil {
 					c.claiming = false
 				}
@@ -330,7 +331,7 @@ func (g *group) launch() {
 	}
 	g.mu.Unlock()
 
-	if err := m.start(); err != nil {
+	if err := m.launch(); err != nil {
 		m.turn()
 		g.startFailed(m, err)
 	}
@@ -339,6 +340,7 @@ func (g *group) launch() {
 // startFailed takes out a member that could not be started. Without memory the calls go back to
 // the queue, for another worker or a better moment; any other fault is told to one caller.
 func (g *group) startFailed(m *member, err error) {
+	g.pool.config.Events.StartFailed(StartFailed{About: m.about(), RequestID: m.start.RequestID, NoMemory: errors.Is(err, ErrNoMemory), Err: err})
 	if errors.Is(err, ErrNoMemory) && g.pool.EndIdle(g.id) {
 		g.pool.config.Logger.Debug("ended an idle instance to make room", "function", g.spec.Function)
 	}
@@ -346,7 +348,6 @@ func (g *group) startFailed(m *member, err error) {
 	defer g.mu.Unlock()
 	g.remove(m)
 	if !errors.Is(err, ErrNoMemory) {
-		g.pool.config.Logger.Error("start instance", "function", g.spec.Function, "err", err)
 		for i, c := range g.held {
 			if c.claiming {
 				continue

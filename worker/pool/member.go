@@ -22,8 +22,11 @@ const startLimit = 30 * time.Second
 // member is one instance of a group and its place in the queue. The group's mutex guards it.
 type member struct {
 	group   *group
-	id      string
+	start   Start
 	created time.Time
+	// ready to take calls, or failed, since then; init is how long the runtime took to it.
+	initEnded time.Time
+	init      time.Duration
 	// turn gives back the right to start; it may be called again.
 	turn func()
 
@@ -61,12 +64,13 @@ const bigEvent = 64 << 10
 
 func newMember(g *group) *member {
 	return &member{
-		group: g, id: uuid.NewString(), created: time.Now(), resolved: make(chan struct{}),
+		group: g, start: Start{Spec: g.spec, ID: uuid.NewString()}, created: time.Now(), resolved: make(chan struct{}),
 		turn: sync.OnceFunc(func() { <-g.pool.starts }),
 	}
 }
 
-func (m *member) start() error {
+// launch makes the instance.
+func (m *member) launch() error {
 	g := m.group
 	slot, err := g.queue.NewSlot(m)
 	if err != nil {
@@ -74,15 +78,14 @@ func (m *member) start() error {
 	}
 	g.mu.Lock()
 	m.slot = slot
-	requestID := ""
 	if m.cause = g.unstarted(); m.cause != nil {
-		requestID = uuid.UUID(m.cause.ID).String()
+		m.start.RequestID = uuid.UUID(m.cause.ID).String()
 	}
 	g.mu.Unlock()
 	turn := time.AfterFunc(startTurn, m.turn)
 	ctx, cancel := context.WithTimeout(g.pool.ctx, startLimit)
 	defer cancel()
-	made, err := g.pool.config.Launcher.Launch(ctx, g.spec, m.id, requestID, m)
+	made, err := g.pool.config.Launcher.Launch(ctx, &m.start, m)
 	if err != nil {
 		turn.Stop()
 		_ = slot.Close()
@@ -100,6 +103,23 @@ func (m *member) start() error {
 		m.next() // Ready may have come before Launch returned
 	}
 	return nil
+}
+
+// What an instance does, as `doze ps` shows it.
+const (
+	starting = "starting"
+	idle     = "idle"
+	busy     = "busy"
+)
+
+func (m *member) state() string {
+	switch {
+	case !m.up:
+		return starting
+	case m.current == nil:
+		return idle
+	}
+	return busy
 }
 
 // take runs a call on this instance, which is free: at once when it is granted, else after its
@@ -206,7 +226,7 @@ func (m *member) retire() {
 	slot := m.slot
 	m.group.pool.running.Go(func() {
 		if slot == nil {
-			return // start stops it
+			return // launch stops it
 		}
 		if err := slot.Close(); err != nil {
 			m.group.pool.config.Logger.Warn("withdraw", "function", m.group.spec.Function, "err", err)
@@ -306,13 +326,19 @@ func (m *member) Unparked(gone bool) {
 func (m *member) Ready(_ *instance.Instance, init time.Duration) {
 	m.turn()
 	g := m.group
+	now := time.Now()
 	g.mu.Lock()
-	defer g.mu.Unlock()
-	m.up, m.ready, m.lastUsed = true, true, time.Now()
-	if took := m.lastUsed.Sub(m.created); g.start == 0 || took < g.start {
+	m.up, m.ready, m.lastUsed = true, true, now
+	m.initEnded, m.init = now, init
+	took := now.Sub(m.created)
+	if g.start == 0 || took < g.start {
 		g.start = took
 	}
 	m.next()
+	g.mu.Unlock()
+	g.pool.config.Events.InstanceStarted(InstanceStarted{
+		About: m.about(), RequestID: m.start.RequestID, Origin: m.start.Origin, Mount: took - init, Init: init,
+	})
 }
 
 // Idle implements instance.Handler.
@@ -332,6 +358,7 @@ func (m *member) Done(_ *instance.Instance, r *instance.Result) {
 		// The init failed before any event: the call that has waited longest gets to know.
 		m.turn()
 		m.failed = r
+		m.initEnded, m.init = time.Now(), r.Init
 		m.ready = false
 		if len(g.held) > 0 {
 			g.prefer(m.cause)
@@ -361,9 +388,10 @@ func (m *member) Done(_ *instance.Instance, r *instance.Result) {
 func (m *member) finish(c *holding, r *instance.Result) {
 	g := m.group
 	now := time.Now()
+	cold := m.calls == 0 && !c.since.After(m.initEnded)
 	answer := &bus.Answer{
 		Outcome: uint8(r.Outcome), FunctionError: r.FunctionError, Payload: r.Payload, LogTail: r.LogTail,
-		Cold: m.calls == 0, Init: r.Init, Handler: r.Duration, Instance: m.id,
+		Cold: cold, Phases: m.phases(c, r), Instance: m.start.ID,
 	}
 	if !c.Tail {
 		answer.LogTail = nil
@@ -383,7 +411,6 @@ func (m *member) finish(c *holding, r *instance.Result) {
 	}
 
 	g.mu.Lock()
-	defer g.mu.Unlock()
 	m.calls++
 	m.lastUsed, g.lastActive = now, now
 	busy := g.busy
@@ -395,6 +422,12 @@ func (m *member) finish(c *holding, r *instance.Result) {
 		if m.calls > 1 { // the first one finds cold caches
 			g.appetite.served(r.Duration, busy)
 		}
+	}
+	g.mu.Unlock()
+	if cold {
+		g.pool.config.Events.ColdCall(ColdCall{
+			About: m.about(), RequestID: uuid.UUID(c.ID).String(), Origin: m.start.Origin, Phases: answer.Phases, Outcome: r.Outcome,
+		})
 	}
 }
 
@@ -412,7 +445,9 @@ func (m *member) Ended(*instance.Instance) {
 	g.remove(m)
 	g.schedule()
 	made, slot := m.instance, m.slot
+	ended := InstanceEnded{About: m.about(), Calls: m.calls, Lived: time.Since(m.created), Asked: retired}
 	g.mu.Unlock()
+	g.pool.config.Events.InstanceEnded(ended)
 	m.resolve()
 	g.pool.running.Go(func() {
 		if made != nil {

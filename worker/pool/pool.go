@@ -40,11 +40,37 @@ type Instance interface {
 
 // Launcher starts instances. Launch returns when the instance has begun to start or could not:
 // ErrNoMemory, or what the platform's fault is. The handler hears of the rest; it may hear before
-// Launch returns. requestID is the call that the start is for, in whose name an init that fails is
-// logged; "" when that call has found another instance.
+// Launch returns, and only after the Launcher has filled in the start's Origin.
 type Launcher interface {
-	Launch(ctx context.Context, spec *dozev1.FunctionSpec, id, requestID string, handler instance.Handler) (Instance, error)
+	Launch(ctx context.Context, start *Start, handler instance.Handler) (Instance, error)
 }
+
+// Start is one instance to be started.
+type Start struct {
+	Spec *dozev1.FunctionSpec
+	// ID is the instance's.
+	ID string
+	// RequestID is the call that the start is for, in whose name an init that fails is logged; "" when
+	// that call has found another instance.
+	RequestID string
+	// Origin is what the Launcher made it of.
+	Origin Origin
+}
+
+// Origin is what an instance was made of.
+type Origin struct {
+	// Parked is Hit, Miss, or Off where nothing is parked.
+	Parked string
+	// CodeCached says that the package was unpacked on this worker already.
+	CodeCached bool
+}
+
+// What a start found parked.
+const (
+	Hit  = "hit"
+	Miss = "miss"
+	Off  = "off"
+)
 
 // Journal takes the usage of each attempt before its answer leaves.
 type Journal interface {
@@ -65,6 +91,7 @@ type Config struct {
 	IdleTimeout time.Duration
 	// ConcurrentStarts bounds how many instances start at once; more would only slow one another.
 	ConcurrentStarts int
+	Events           Events
 	Logger           *slog.Logger
 }
 
@@ -88,6 +115,7 @@ const tick = 5 * time.Millisecond
 
 // New starts a pool. Close ends it.
 func New(config Config) *Pool {
+	config.Events.fill()
 	ctx, stop := context.WithCancel(context.Background())
 	p := &Pool{
 		config: config, starts: make(chan struct{}, config.ConcurrentStarts), load: newCPULoad(),
@@ -145,6 +173,28 @@ func (p *Pool) Hosted() []*dozev1.Hosted {
 	for _, g := range p.snapshot() {
 		instances, busy := g.counts()
 		all = append(all, &dozev1.Hosted{Queue: string(g.id), Instances: uint32(instances), Busy: uint32(busy)})
+	}
+	return all
+}
+
+// States is how many instances there are, by what they do: as `doze ps` names it.
+type States struct{ Starting, Idle, Busy int }
+
+// States counts the instances.
+func (p *Pool) States() (all States) {
+	for _, g := range p.snapshot() {
+		g.mu.Lock()
+		for _, m := range g.members {
+			switch m.state() {
+			case starting:
+				all.Starting++
+			case idle:
+				all.Idle++
+			default:
+				all.Busy++
+			}
+		}
+		g.mu.Unlock()
 	}
 	return all
 }

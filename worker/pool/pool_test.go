@@ -71,7 +71,8 @@ type fake struct {
 	once    sync.Once
 }
 
-func (m *maker) Launch(_ context.Context, _ *dozev1.FunctionSpec, _, _ string, h instance.Handler) (Instance, error) {
+func (m *maker) Launch(_ context.Context, s *Start, h instance.Handler) (Instance, error) {
+	s.Origin = Origin{Parked: Hit, CodeCached: true}
 	if m.broken != nil {
 		return nil, m.broken
 	}

@@ -177,15 +177,12 @@ func (g *group) infos() []*dozev1.InstanceInfo {
 	all := make([]*dozev1.InstanceInfo, 0, len(g.members))
 	for _, m := range g.members {
 		info := &dozev1.InstanceInfo{
-			Id: m.id, Account: g.spec.Account, Function: g.spec.Function, Version: g.spec.Version,
+			Id: m.start.ID, Account: g.spec.Account, Function: g.spec.Function, Version: g.spec.Version,
 			CreatedAtMs: m.created.UnixMilli(), Calls: int64(m.calls), Cold: m.calls <= 1,
-			Worker: g.pool.config.Worker, State: "starting",
+			Worker: g.pool.config.Worker, State: m.state(),
 		}
-		if m.up {
-			info.State = "busy"
-			if m.current == nil {
-				info.State, info.IdleMs = "idle", now.Sub(m.lastUsed).Milliseconds()
-			}
+		if info.State == idle {
+			info.IdleMs = now.Sub(m.lastUsed).Milliseconds()
 		}
 		if m.instance != nil {
 			info.MemoryBytes = m.instance.MemoryBytes()

@@ -25,7 +25,7 @@ type Options struct {
 	Program string
 	// Endpoint is a running Doze to measure; "" starts one.
 	Endpoint string
-	// Quick takes at most a minute instead of ten.
+	// Quick takes at most a minute and a half instead of ten.
 	Quick bool
 	// Rows selects rows by key; nil for all. What they are held against is measured too.
 	Rows *regexp.Regexp
@@ -55,6 +55,11 @@ type plan struct {
 	starts               int
 	idle                 time.Duration // from ready to the weighing of the platform
 	crowd                int           // calls at once, and plain processes
+	variant              int           // cold calls of each kind but the plain one
+	rate                 time.Duration // of sustained cold starts
+	thaws                int           // pairs of calls
+	idleCrowd            int           // idle instances at once
+	dropCaches           func() error  // empties the machine's page cache
 }
 
 func (o *Options) plan() plan {
@@ -62,13 +67,15 @@ func (o *Options) plan() plan {
 		return *o.bounds
 	}
 	if o.Quick {
-		return plan{total: time.Minute, rounds: 1, warmup: 150 * time.Millisecond, window: 400 * time.Millisecond, open: 250 * time.Millisecond,
+		return plan{total: 90 * time.Second, rounds: 1, warmup: 150 * time.Millisecond, window: 400 * time.Millisecond, open: 250 * time.Millisecond,
 			floor: 300 * time.Millisecond, sleepRounds: 1, sleep: 600 * time.Millisecond, prewarm: 400 * time.Millisecond, cold: 6, first: 2,
-			pace: 50 * time.Millisecond, settle: 500 * time.Millisecond, starts: 1, idle: 10 * time.Second, crowd: crowd}
+			pace: 50 * time.Millisecond, settle: 500 * time.Millisecond, starts: 1, idle: 10 * time.Second, crowd: crowd,
+			variant: 3, rate: time.Second, thaws: 25, idleCrowd: 60, dropCaches: dropCaches}
 	}
-	return plan{total: 580 * time.Second, rounds: 5, warmup: 250 * time.Millisecond, window: 1500 * time.Millisecond, open: time.Second,
+	return plan{total: 590 * time.Second, rounds: 4, warmup: 250 * time.Millisecond, window: 1500 * time.Millisecond, open: time.Second,
 		floor: time.Second, sleepRounds: 3, sleep: 3 * time.Second, prewarm: 1500 * time.Millisecond, cold: 40, first: 10,
-		pace: 100 * time.Millisecond, settle: 3 * time.Second, starts: 5, idle: 10 * time.Second, crowd: crowd}
+		pace: 100 * time.Millisecond, settle: 3 * time.Second, starts: 5, idle: 10 * time.Second, crowd: crowd,
+		variant: 16, rate: 5 * time.Second, thaws: 150, idleCrowd: idleCrowd, dropCaches: dropCaches}
 }
 
 // run is the state of one run. One goroutine uses it.
@@ -141,9 +148,9 @@ func (r *run) all(ctx context.Context) (err error) {
 		return err
 	}
 	defer stopEcho()
-	parts := []func(context.Context) error{r.startPlatforms, r.prepare, r.idlePlatform, r.measureRounds, r.measureCold, r.measurePlainCrowd, r.measureScale}
+	parts := []func(context.Context) error{r.startPlatforms, r.prepare, r.idlePlatform, r.measureRounds, r.measureCold, r.measureThaw, r.measureVariants, r.measurePlainCrowd, r.measureScale, r.measureIdleCrowd}
 	if r.Quick { // the plain processes start while the platform must be left alone anyway
-		parts = []func(context.Context) error{r.startPlatforms, r.prepare, r.measurePlainCrowd, r.idlePlatform, r.measureRounds, r.measureCold, r.measureScale}
+		parts = []func(context.Context) error{r.startPlatforms, r.prepare, r.measurePlainCrowd, r.idlePlatform, r.measureRounds, r.measureCold, r.measureThaw, r.measureVariants, r.measureScale, r.measureIdleCrowd}
 	}
 	for _, part := range parts {
 		if err := part(ctx); err != nil {

@@ -23,7 +23,7 @@ func (r *run) startEcho(ctx context.Context) (stop func(), err error) {
 const EchoCommand = "echo-server"
 
 // platformRows are the prefixes of the rows for which a platform is needed.
-var platformRows = []string{"ready.", "idle.", "warm.", "cpu.", "sleep100.", "cold.", "first.", "scale."}
+var platformRows = []string{"ready.", "idle.", "warm.", "cpu.", "sleep100.", "cold.", "coldrate.", "first.", "thaw.", "scale.", "idle1000."}
 
 // needsPlatform says whether a wanted row needs one.
 func (r *run) needsPlatform() bool {

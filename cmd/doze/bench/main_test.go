@@ -60,7 +60,11 @@ func newFakePlatform() *fakePlatform {
 
 func (f *fakePlatform) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Content-Type", "application/json")
-	if r.URL.Path == "/readyz" {
+	switch r.URL.Path {
+	case "/readyz":
+		return
+	case "/doze/v1/status":
+		_, _ = w.Write([]byte("{}"))
 		return
 	}
 	if !strings.HasPrefix(r.Header.Get("Authorization"), "AWS4-HMAC-SHA256 Credential=") {
@@ -162,7 +166,8 @@ func pollRuntimeAPI(ctx context.Context, api string) error {
 func tiny() *plan {
 	return &plan{total: 50 * time.Second, rounds: 2, warmup: 10 * time.Millisecond, window: 60 * time.Millisecond, open: 50 * time.Millisecond,
 		floor: 50 * time.Millisecond, sleepRounds: 1, sleep: 150 * time.Millisecond, prewarm: 20 * time.Millisecond, cold: 3, first: 2,
-		pace: time.Millisecond, settle: time.Millisecond, starts: 2, idle: 10 * time.Millisecond, crowd: 12}
+		pace: time.Millisecond, settle: time.Millisecond, starts: 2, idle: 10 * time.Millisecond, crowd: 12,
+		variant: 2, rate: 50 * time.Millisecond, thaws: 2, idleCrowd: 12, dropCaches: func() error { return nil }}
 }
 
 func testOptions(t *testing.T) Options {

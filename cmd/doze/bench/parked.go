@@ -51,10 +51,10 @@ func (p *platform) starts(ctx context.Context, runtime string) (starts, error) {
 	return sum, nil
 }
 
-// startsOf is starts for each language of the run.
-func (r *run) startsOf(ctx context.Context) (map[string]starts, error) {
+// startsOf is starts of a platform for each language of the run.
+func (r *run) startsOf(ctx context.Context, p *platform) (map[string]starts, error) {
 	all := map[string]starts{}
-	if r.platform == nil {
+	if p == nil {
 		return all, nil
 	}
 	if err := pause(ctx, reported); err != nil {
@@ -64,7 +64,7 @@ func (r *run) startsOf(ctx context.Context) (map[string]starts, error) {
 		if f == nil {
 			continue
 		}
-		s, err := r.platform.starts(ctx, f.runtime)
+		s, err := p.starts(ctx, f.runtime)
 		if err != nil {
 			return nil, err
 		}

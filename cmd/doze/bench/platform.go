@@ -38,10 +38,10 @@ type platform struct {
 
 // startPlatform runs `doze dev` in a data folder of its own below dir and says how long it took to
 // be ready, from exec to its ready line.
-func startPlatform(ctx context.Context, l *launcher, program, dir, name string) (*platform, time.Duration, error) {
+func startPlatform(ctx context.Context, l *launcher, program, dir, name string, flags ...string) (*platform, time.Duration, error) {
 	start := time.Now()
-	c, line, err := l.startServer(ctx, name, dir, readyLine, readyWithin,
-		program, "dev", "--listen", "127.0.0.1:0", "--grpc-listen", "127.0.0.1:0", "--data-dir", filepath.Join(dir, name))
+	argv := append([]string{program, "dev", "--listen", "127.0.0.1:0", "--grpc-listen", "127.0.0.1:0", "--data-dir", filepath.Join(dir, name)}, flags...)
+	c, line, err := l.startServer(ctx, name, dir, readyLine, readyWithin, argv...)
 	took := time.Since(start)
 	if err != nil {
 		return nil, 0, err
@@ -99,7 +99,7 @@ func (p *platform) deploy(ctx context.Context, name string, f *function, zip []b
 		Role:         aws.String("arn:aws:iam::000000000000:role/bench"),
 		Code:         &types.FunctionCode{ZipFile: zip},
 		MemorySize:   aws.Int32(memorySize),
-		Timeout:      aws.Int32(30),
+		Timeout:      aws.Int32(60),
 		Description:  aws.String("made by doze bench, which removes it"),
 	})
 	if err != nil {

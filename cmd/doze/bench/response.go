@@ -16,6 +16,7 @@ const (
 type response struct {
 	status        int
 	functionError bool
+	cold          bool // it waited for an instance to start
 	close         bool
 	body          []byte
 }
@@ -65,6 +66,8 @@ func parseResponse(b []byte) (r response, n int, err error) {
 			chunked = chunked || bytes.EqualFold(name, []byte("Transfer-Encoding")) && bytes.EqualFold(bytes.TrimSpace(value), []byte("chunked"))
 		case len("X-Amz-Function-Error"):
 			r.functionError = r.functionError || bytes.EqualFold(name, []byte("X-Amz-Function-Error"))
+		case len("X-Doze-Cold"):
+			r.cold = r.cold || bytes.EqualFold(name, []byte("X-Doze-Cold")) && bytes.EqualFold(bytes.TrimSpace(value), []byte("true"))
 		case len("Connection"):
 			r.close = r.close || bytes.EqualFold(name, []byte("Connection")) && bytes.EqualFold(bytes.TrimSpace(value), []byte("close"))
 		}

@@ -46,6 +46,10 @@ func TestRunMeasuresEveryRow(t *testing.T) {
 		"floor.start.python":          {P50, P99},
 		"scale.0to100.python":         {AllStarted, AllAnswered, Instances},
 		"idle.instance.memory.python": {AvailableMem},
+		"cold.unparked.python":        {P50, P99, PoolHits, PoolMisses},
+		"cold.nocache.python":         {P50, P99, PoolHits, PoolMisses},
+		"thaw.python":                 {FrozenP50, AwakeP50, ThawAdded},
+		"idle1000.python":             {Instances, AvailableMem},
 	}
 	for key, figures := range want {
 		row := rowOf(t, report, key)

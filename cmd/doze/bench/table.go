@@ -26,6 +26,12 @@ var figureNames = []struct{ name, format string }{
 	{RSS, "RSS %s MB"},
 	{PSS, "PSS %s MB"},
 	{AvailableMem, "MemAvailable %s MB"},
+	{FreedMem, "freed %s of it"},
+	{FrozenP50, "frozen p50 %s ms"},
+	{AwakeP50, "awake p50 %s ms"},
+	{ThawAdded, "thawing adds %s ms"},
+	{PoolHits, "pool hits %s"},
+	{PoolMisses, "misses %s"},
 }
 
 // Write prints the report as an aligned Markdown table, readable on a terminal and in a README.

@@ -102,6 +102,7 @@ const DEADLINE = '\r\nlambda-runtime-deadline-ms:';
 const ARN = '\r\nlambda-runtime-invoked-function-arn:';
 const TRACE_ID = '\r\nlambda-runtime-trace-id:';
 const CLIENT_CONTEXT = '\r\nlambda-runtime-client-context:';
+const TENANT = '\r\nlambda-runtime-aws-tenant-id:';
 const IDENTITY = '\r\nlambda-runtime-cognito-identity:';
 
 // Head is an answer's head. Headers are looked for when they are asked for: most never are.
@@ -131,6 +132,13 @@ const LOST = new Head('HTTP/1.1 000 \r\n');
 
 function ignore() {}
 
+// headerWord makes of anything what a header may carry.
+function headerWord(value) {
+  return String(value).replace(/[^!-~]/g, '?');
+}
+
+const MAX_TRAILER = 64 << 10; // the error object of a result that failed midway, in bytes
+
 // Client keeps one connection. Answers come in the order of the requests; each request leaves in
 // `waiting` who takes its answer: (head, bytes, from, to), the bytes being lent for the call. Polls
 // leave onEvent.
@@ -142,7 +150,8 @@ class Client {
     this.host = colon < 0 ? address : address.slice(0, colon).replace(/^\[|\]$/g, '');
     this.port = colon < 0 ? 80 : Number(address.slice(colon + 1));
     this.poll = `GET ${API}invocation/next HTTP/1.1\r\nHost: ${address}\r\nUser-Agent: doze-nodejs\r\n\r\n`;
-    this.tail = ` HTTP/1.1\r\nHost: ${address}\r\nUser-Agent: doze-nodejs\r\nContent-Type: application/json\r\n`;
+    this.start = ` HTTP/1.1\r\nHost: ${address}\r\nUser-Agent: doze-nodejs\r\nContent-Type: `;
+    this.tail = `${this.start}application/json\r\n`;
     this.onEvent = onEvent;
     this.socket = null;
     this.chunk = Buffer.allocUnsafeSlow(CHUNK);
@@ -189,7 +198,7 @@ class Client {
   post(where, errorType, body, done) {
     let head = `POST ${API}${where}${this.tail}`;
     if (errorType !== undefined) {
-      head += `Lambda-Runtime-Function-Error-Type: ${String(errorType).replace(/[^!-~]/g, '?')}\r\n`;
+      head += `Lambda-Runtime-Function-Error-Type: ${headerWord(errorType)}\r\n`;
     }
     if (this.socket === null) this.connect();
     head += `Content-Length: ${Buffer.byteLength(body, 'utf8')}\r\n\r\n${body}`;
@@ -200,6 +209,46 @@ class Client {
       this.waiting.push(done);
     }
     this.socket.write(head, 'utf8');
+  }
+
+  // open begins a result that is sent piece by piece, and returns the connection that it goes over.
+  open(where, contentType) {
+    if (this.socket === null) this.connect();
+    this.waiting.push(ignore);
+    this.socket.write(`POST ${API}${where}${this.start}${contentType.replace(/[^ -~]/g, '')}\r\n` +
+      'Lambda-Runtime-Function-Response-Mode: streaming\r\nTransfer-Encoding: chunked\r\n' +
+      'Trailer: Lambda-Runtime-Function-Error-Type, Lambda-Runtime-Function-Error-Body\r\n\r\n', 'latin1');
+    return this.socket;
+  }
+
+  // piece sends one of its pieces; sent is called when there is room for more. A connection that is gone, as it
+  // is when the result has become too large, takes them, too.
+  piece(socket, bytes, sent) {
+    if (socket !== this.socket || bytes.length === 0) {
+      process.nextTick(sent);
+      return;
+    }
+    socket.cork();
+    socket.write(`${bytes.length.toString(16)}\r\n`, 'latin1');
+    socket.write(bytes);
+    socket.write('\r\n', 'latin1', () => sent()); // an error is the connection's
+    socket.uncork();
+  }
+
+  // close ends it, with what it failed of if it has.
+  close(socket, object, sent) {
+    if (socket !== this.socket) {
+      process.nextTick(sent);
+      return;
+    }
+    let trailers = '';
+    if (object !== undefined) {
+      let body = JSON.stringify(object);
+      if (body.length > MAX_TRAILER) body = JSON.stringify({ errorType: object.errorType, errorMessage: object.errorMessage.slice(0, 1024), trace: [] });
+      trailers = `Lambda-Runtime-Function-Error-Type: ${headerWord(object.errorType)}\r\n` +
+        `Lambda-Runtime-Function-Error-Body: ${Buffer.from(body, 'utf8').toString('base64')}\r\n`;
+    }
+    socket.write(`0\r\n${trailers}\r\n`, 'latin1', () => sent());
   }
 
   // received takes the n bytes that are in chunk.
@@ -406,7 +455,155 @@ async function loadHandler(root, handler) {
   }
   if (!fn) throw new RuntimeError('Runtime.HandlerNotFound', `${handler} is undefined or not exported`);
   if (typeof fn !== 'function') throw new RuntimeError('Runtime.HandlerNotFound', `${handler} is not a function`);
+  if (fn[STREAMING] !== undefined) {
+    if (fn[STREAMING] !== 'response') throw new RuntimeError('Runtime.MalformedStreamingHandler', 'Only response streaming is supported.');
+    streamed = { highWaterMark: fn[HIGH_WATER_MARK] };
+  }
   return fn.bind(self);
+}
+
+// ------------------------------------------------------------------ streaming
+
+const STREAMING = Symbol.for('aws.lambda.runtime.handler.streaming');
+const HIGH_WATER_MARK = Symbol.for('aws.lambda.runtime.handler.streaming.highWaterMark');
+
+let streamed = null; // how the handler streams; null for one that returns its answer
+
+// defineGlobal is what functions that stream find.
+function defineGlobal() {
+  globalThis.awslambda = {
+    ...globalThis.awslambda,
+    streamifyResponse(handler, options) {
+      handler[STREAMING] = 'response';
+      if (options && typeof options.highWaterMark === 'number') handler[HIGH_WATER_MARK] = Math.trunc(options.highWaterMark);
+      return handler;
+    },
+    HttpResponseStream: class HttpResponseStream {
+      // from lets the answer begin with a status, headers and cookies: as JSON, ended by eight zero bytes.
+      static from(stream, prelude) {
+        stream.setContentType('application/vnd.awslambda.http-integration-response');
+        const text = JSON.stringify(prelude);
+        stream._onBeforeFirstWrite = (write) => {
+          write(text);
+          write(new Uint8Array(8));
+        };
+        return stream;
+      }
+    },
+  };
+}
+
+// makeStream is the second argument of a handler that streams.
+function makeStream(invocation) {
+  const { Writable } = require('stream');
+  class ResponseStream extends Writable {
+    setContentType(type) {
+      this.contentType = String(type);
+    }
+
+    write(chunk, encoding, callback) {
+      this.begin();
+      if (typeof chunk !== 'string' && !(chunk instanceof Uint8Array)) chunk = JSON.stringify(chunk);
+      return super.write(chunk, encoding, callback);
+    }
+
+    end(chunk, encoding, callback) {
+      if (typeof chunk === 'function') [chunk, callback] = [undefined, chunk];
+      else if (typeof encoding === 'function') [encoding, callback] = [undefined, encoding];
+      if (chunk !== undefined && chunk !== null) this.write(chunk, encoding);
+      else this.begin();
+      return super.end(callback);
+    }
+
+    begin() {
+      const first = this._onBeforeFirstWrite;
+      if (first === undefined) return;
+      this._onBeforeFirstWrite = undefined;
+      first((bytes) => super.write(bytes));
+    }
+
+    _write(chunk, encoding, callback) {
+      client.piece(invocation.open(), chunk, callback);
+    }
+
+    _final(callback) {
+      invocation.close(undefined, callback);
+    }
+  }
+  const stream = new ResponseStream(streamed.highWaterMark === undefined ? {} : { highWaterMark: streamed.highWaterMark });
+  stream.contentType = 'application/octet-stream';
+  return stream;
+}
+
+// Streaming is an invocation whose handler writes its answer. The next event is asked for when the handler is
+// through and the answer is whole.
+class Streaming {
+  constructor(id) {
+    this.id = id;
+    this.context = null;
+    this.stream = makeStream(this);
+    this.socket = null; // that the answer goes over, once there is some of it
+    this.closed = false; // the answer is whole, or has failed
+    this.returned = false;
+  }
+
+  open() {
+    if (this.socket === null) this.socket = client.open(`invocation/${this.id}/response`, this.stream.contentType);
+    return this.socket;
+  }
+
+  // close ends the answer, with an error object if it failed.
+  close(object, done) {
+    if (this.closed) {
+      done();
+      return;
+    }
+    this.closed = true;
+    client.close(this.open(), object, done);
+    this.advance();
+  }
+
+  // handled: the handler's promise has come to its end.
+  handled(value) {
+    if (value !== undefined) console.warn('Streaming handlers ignore return values.');
+    this.returned = true;
+    this.advance();
+  }
+
+  advance() {
+    if (!this.returned || !this.closed || current !== this) return;
+    current = null;
+    client.hold(true);
+    client.next();
+  }
+
+  finish(failed, error) {
+    if (current !== this) return;
+    logLine('ERROR', `Invoke Error ${formatted(error)}`);
+    this.returned = true;
+    if (this.closed) {
+      this.advance(); // the answer has left
+    } else {
+      this.abort(errorObject(error), () => this.stream.destroy());
+      this.advance();
+    }
+  }
+
+  // abort tells what went wrong: beside the answer where it has begun, else in its place.
+  abort(object, done) {
+    if (this.socket === null && !this.closed) {
+      this.closed = true;
+      client.post(`invocation/${this.id}/error`, object.errorType, JSON.stringify(object), done);
+      return;
+    }
+    this.close(object, done);
+  }
+
+  // The event loop is empty.
+  send() {
+    if (this.closed) this.handled(undefined);
+    else this.finish(true, new Error('Response stream is not finished.'));
+  }
 }
 
 // ------------------------------------------------------------------ invocation
@@ -463,6 +660,10 @@ class Invocation {
     this.send();
   }
 
+  abort(object, done) {
+    client.post(`invocation/${this.id}/error`, object.errorType, JSON.stringify(object), done);
+  }
+
   send() {
     if (current !== this) return;
     let body;
@@ -510,6 +711,7 @@ function makeContext(invocation, head) {
     identity: parseHeader(head.get(IDENTITY)),
     invokedFunctionArn: head.get(ARN),
     awsRequestId: invocation.id,
+    tenantId: head.get(TENANT),
     getRemainingTimeInMillis: () => Math.max(0, (Number(deadline) || 0) - Date.now()),
     done: (err, value) => (err === undefined || err === null ? invocation.finish(false, value) : invocation.finish(true, toError(err))),
     succeed: (value) => invocation.finish(false, value),
@@ -530,7 +732,7 @@ function onEvent(head, data, from, to) {
     else process.env._X_AMZN_TRACE_ID = trace;
   }
 
-  const invocation = new Invocation(requestId);
+  const invocation = streamed === null ? new Invocation(requestId) : new Streaming(requestId);
   current = invocation;
   client.hold(false); // an event loop that runs empty answers
   let result;
@@ -538,6 +740,14 @@ function onEvent(head, data, from, to) {
     const event = JSON.parse(data.toString('utf8', from, to));
     const context = makeContext(invocation, head);
     invocation.context = context;
+    if (streamed !== null) {
+      result = handlerFunction(event, invocation.stream, context);
+      if (result === null || typeof result !== 'object' || typeof result.then !== 'function') {
+        throw new Error('Streaming does not support non-async handlers.');
+      }
+      result.then((value) => invocation.handled(value), (err) => invocation.finish(true, err));
+      return;
+    }
     result = handlerFunction(event, context, (err, value) => {
       if (err === undefined || err === null) invocation.called(false, value);
       else invocation.called(true, toError(err));
@@ -562,13 +772,14 @@ process.on('beforeExit', () => {
 function fatal(title, error, status) {
   logLine('ERROR', `${title} ${formatted(error)}`);
   const object = errorObject(error);
-  const where = current === null ? 'init/error' : `invocation/${current.id}/error`;
+  const invocation = current;
   current = null;
   const end = () => process.exit(status);
   // Whatever becomes of the report, the process ends.
   setTimeout(end, 1000);
   client.hold(true);
-  client.post(where, object.errorType, JSON.stringify(object), end);
+  if (invocation === null) client.post('init/error', object.errorType, JSON.stringify(object), end);
+  else invocation.abort(object, end);
 }
 
 process.on('uncaughtException', (error) => fatal('Uncaught Exception', error, 129));
@@ -675,6 +886,7 @@ async function main() {
   const parked = process.argv[2] === 'parked';
   process.argv.length = 1;
   patchConsole();
+  defineGlobal();
   if (parked) await park();
   else client = new Client(process.env.AWS_LAMBDA_RUNTIME_API, onEvent);
   adopt();

@@ -337,6 +337,7 @@ class LambdaContext:
         self._deadline_ms = int(get("lambda-runtime-deadline-ms", 0))
         self.client_context = _client_context(get("lambda-runtime-client-context"))
         self.identity = _identity(get("lambda-runtime-cognito-identity"))
+        self.tenant_id = get("lambda-runtime-aws-tenant-id")
 
     def get_remaining_time_in_millis(self):
         return max(int(self._deadline_ms - time.time() * 1000), 0)
@@ -346,10 +347,11 @@ class LambdaContext:
 
     def __repr__(self):
         return ("LambdaContext([aws_request_id=%s,log_group_name=%s,log_stream_name=%s,function_name=%s,"
-                "memory_limit_in_mb=%s,function_version=%s,invoked_function_arn=%s,client_context=%s,identity=%s])"
+                "memory_limit_in_mb=%s,function_version=%s,invoked_function_arn=%s,client_context=%s,identity=%s,"
+                "tenant_id=%s])"
                 % (self.aws_request_id, self.log_group_name, self.log_stream_name, self.function_name,
                    self.memory_limit_in_mb, self.function_version, self.invoked_function_arn,
-                   self.client_context, self.identity))
+                   self.client_context, self.identity, self.tenant_id))
 
 
 # ---------------------------------------------------------------- logging

@@ -26,12 +26,16 @@ type cgroups struct {
 	v1 map[string]string
 	// unified is the parent directory in the v2 hierarchy, "" where none is mounted.
 	unified string
-	// mount is a mount of that hierarchy for this process alone, -1 without (see mountUnified).
-	mount int
 	// in2 says which controllers the unified hierarchy has.
 	in2 map[string]bool
-	// readOnly are the mount points among them that cannot be written to (see makeWritable).
+	// own is this process's mount of the unified hierarchy where the machine has none.
+	own *os.File
+	// unusable says why a v2 hierarchy that is mounted is not used.
+	unusable error
+	// readOnly are the mount points of v1 that cannot be written to (see makeWritable).
 	readOnly []string
+	// contained says that the v1 mounts show a part of their hierarchies, as they do in a container.
+	contained bool
 	// swap says that swap is counted.
 	swap bool
 	// cpus is the number of CPUs, for the parent's weight.
@@ -50,68 +54,87 @@ type limits struct {
 // halted often and briefly and not for most of a tenth of a second.
 const period = 20_000
 
-// detectCgroups reads the mount table and makes the parent directories.
-func detectCgroups(mountinfo string, parent string) (*cgroups, error) {
-	c := &cgroups{v1: map[string]string{}, in2: map[string]bool{}, mount: -1}
+// detectCgroups reads the mount table, and of the unified hierarchy the place of this process (self is
+// /proc/self/cgroup). What is mounted read-only becomes writable.
+func detectCgroups(mountinfo, self, parent string) (*cgroups, error) {
+	c, unified, err := scanCgroups(mountinfo, parent)
+	if err != nil {
+		return nil, err
+	}
+	if err := c.makeWritable(); err != nil {
+		return nil, err
+	}
+	if unified.point == "" {
+		return c, nil
+	}
+	if unified.readOnly {
+		_ = clearReadOnly(unified.point) // else it is found out below that it cannot be written
+	}
+	return c, c.use(unified, self, parent)
+}
+
+// scanCgroups reads the mount table: the v1 hierarchies with their controllers, and where the unified one is.
+func scanCgroups(mountinfo, parent string) (c *cgroups, unified mountLine, err error) {
+	c = &cgroups{v1: map[string]string{}, in2: map[string]bool{}}
 	f, err := os.Open(mountinfo)
 	if err != nil {
-		return nil, fmt.Errorf("cgroups: %w", err)
+		return nil, unified, fmt.Errorf("cgroups: %w", err)
 	}
 	defer f.Close()
-	var unified string
-	use := func(m mountLine) {
-		if m.readOnly && !slices.Contains(c.readOnly, m.point) {
-			c.readOnly = append(c.readOnly, m.point)
-		}
-	}
 	for s := bufio.NewScanner(f); s.Scan(); {
 		m, ok := parseMount(s.Text())
 		switch {
 		case !ok:
-		case m.fstype == "cgroup2" && unified == "":
-			unified = m.point
-			use(m)
+		case m.fstype == "cgroup2" && unified.point == "":
+			unified = m
 		case m.fstype == "cgroup":
 			for _, o := range strings.Split(m.options, ",") {
 				if slices.Contains([]string{"memory", "cpu", "pids", "freezer"}, o) && c.v1[o] == "" {
 					c.v1[o] = filepath.Join(m.point, parent)
-					use(m)
+					c.contained = c.contained || m.root != "/"
+					if m.readOnly && !slices.Contains(c.readOnly, m.point) {
+						c.readOnly = append(c.readOnly, m.point)
+					}
 				}
 			}
 		}
 	}
-	if unified != "" {
-		b, err := os.ReadFile(filepath.Join(unified, "cgroup.controllers"))
-		if err != nil {
-			return nil, fmt.Errorf("cgroups: %w", err)
-		}
-		for _, name := range strings.Fields(string(b)) {
-			c.in2[name] = c.v1[name] == ""
-		}
-		c.unified = filepath.Join(unified, parent)
-		delete(c.v1, "freezer") // the unified one is faster, and its frozen tasks can be killed
-	}
-	for _, name := range []string{"memory", "pids"} {
-		if c.v1[name] == "" && !c.in2[name] {
-			return nil, fmt.Errorf("cgroups: no hierarchy with the %s controller is mounted", name)
-		}
-	}
-	return c, nil
+	return c, unified, nil
 }
 
+// use takes the unified hierarchy for what v1 does not have, and for freezing.
+func (c *cgroups) use(unified mountLine, self, parent string) error {
+	dir, err := unifiedDir(unified, self)
+	if err != nil {
+		c.unusable = err
+		return nil
+	}
+	b, err := os.ReadFile(filepath.Join(dir, "cgroup.controllers"))
+	if err != nil {
+		return fmt.Errorf("cgroups: %w", err)
+	}
+	for _, name := range strings.Fields(string(b)) {
+		c.in2[name] = c.v1[name] == ""
+	}
+	c.unified = filepath.Join(dir, parent)
+	delete(c.v1, "freezer") // the unified one is faster, and its frozen tasks can be killed
+	return nil
+}
+
+// mountLine is a mount: root is the directory of the file system that is seen at point.
 type mountLine struct {
-	point, fstype, options string
-	readOnly               bool // here; whoever mounted it elsewhere may write
+	root, point, fstype, options string
+	readOnly                     bool // here; whoever mounted it elsewhere may write
 }
 
-// parseMount takes the mount point, type and super options out of a line of mountinfo.
+// parseMount takes the root, mount point, type and super options out of a line of mountinfo.
 func parseMount(line string) (mountLine, bool) {
 	left, right, ok := strings.Cut(line, " - ")
 	a, b := strings.Fields(left), strings.Fields(right)
 	if !ok || len(a) < 6 || len(b) < 3 {
 		return mountLine{}, false
 	}
-	return mountLine{unescape(a[4]), b[0], b[2], slices.Contains(strings.Split(a[5], ","), "ro")}, true
+	return mountLine{unescape(a[3]), unescape(a[4]), b[0], b[2], slices.Contains(strings.Split(a[5], ","), "ro")}, true
 }
 
 // unescape turns the mount table's octal escapes back into characters.
@@ -169,6 +192,11 @@ func (c *cgroups) open() error {
 	if dir := c.v1["memory"]; dir != "" {
 		_, err := os.Stat(filepath.Join(dir, "memory.memsw.limit_in_bytes"))
 		c.swap = err == nil
+		// The kernel turns its count of socket memory on with the first group that has a limit and off with the last, and
+		// rewrites its own code for that: better once than with every lonely instance.
+		if err := write(dir, "memory.kmem.tcp.limit_in_bytes", "-1"); err != nil && !errors.Is(err, unix.ENOENT) {
+			return err
+		}
 	}
 	if c.unified == "" {
 		return nil
@@ -191,8 +219,9 @@ func (c *cgroups) open() error {
 		if err := write(c.unified, "cgroup.subtree_control", strings.Join(enable, " ")); err != nil {
 			return err
 		}
-		// With no swap on the machine there may be no file, and nothing to count.
-		c.swap = true
+	}
+	if c.in2["memory"] {
+		c.swap = true // with no swap on the machine there may be no file, and nothing to count
 	}
 	if c.in2["cpu"] {
 		if err := write(c.unified, "cpu.weight", strconv.Itoa(min(10000, 200*max(1, c.cpus)))); err != nil {
@@ -202,42 +231,57 @@ func (c *cgroups) open() error {
 	return nil
 }
 
-// enableControllers hands controllers on to the children of dir. In a container dir holds this very
-// process, and a group with processes in it may not: they move to a leaf of their own.
+// platformLeaf is the group that the platform's own processes move to in a group that they share with instances.
+const platformLeaf = "doze-platform"
+
+// enableControllers hands controllers on to the children of dir. Where dir is not the hierarchy's root and holds
+// this very process (a container, a delegated service), it may not: processes are in leaves only. Then all that are in
+// it move to a leaf, which stays as long as they do.
 func enableControllers(dir string, enable []string) error {
-	err := write(dir, "cgroup.subtree_control", strings.Join(enable, " "))
-	if !errors.Is(err, unix.EBUSY) {
-		return err
-	}
-	leaf := filepath.Join(dir, "doze-platform")
-	if err := mkdir(leaf); err != nil {
-		return fmt.Errorf("cgroups: %w", err)
-	}
-	pids, err := processes(dir)
-	if err != nil {
-		return err
-	}
-	for _, pid := range pids {
-		if err := write(leaf, "cgroup.procs", strconv.Itoa(pid)); err != nil && !errors.Is(err, unix.ESRCH) {
+	for try := 0; ; try++ {
+		err := write(dir, "cgroup.subtree_control", strings.Join(enable, " "))
+		if !errors.Is(err, unix.EBUSY) {
 			return err
 		}
+		pids, listErr := processes(dir)
+		if listErr != nil {
+			return listErr
+		}
+		// A process that is forked meanwhile is in dir as well.
+		if len(pids) == 0 || try == 10 {
+			return fmt.Errorf("cgroups: %s holds processes that cannot be moved, so it can have no groups with limits below: %w", dir, err)
+		}
+		leaf := filepath.Join(dir, platformLeaf)
+		if err := mkdir(leaf); err != nil {
+			return fmt.Errorf("cgroups: %w", err)
+		}
+		for _, pid := range pids {
+			if err := write(leaf, "cgroup.procs", strconv.Itoa(pid)); err != nil && !errors.Is(err, unix.ESRCH) {
+				return err
+			}
+		}
 	}
-	return write(dir, "cgroup.subtree_control", strings.Join(enable, " "))
 }
 
 // missing says what instances go without.
 func (c *cgroups) missing() (lines []string) {
-	if c.v1["cpu"] == "" && !c.in2["cpu"] {
+	if c.unusable != nil && !c.has("memory") {
+		lines = append(lines, c.unusable.Error())
+	}
+	if !c.has("memory") {
+		lines = append(lines, "no memory cgroup controller (boot with cgroup_enable=memory, or have it delegated): an instance can use more than its memory limit")
+	}
+	if !c.has("pids") {
+		lines = append(lines, "no pids cgroup controller (have it delegated): an instance can have as many processes as the machine has room for")
+	}
+	if !c.has("cpu") {
 		lines = append(lines, "no cpu cgroup controller: instances share the CPU without regard to their memory")
 	}
-	if !c.swap {
+	if c.has("memory") && !c.swap {
 		lines = append(lines, "no swap accounting (boot with swapaccount=1): an instance can use swap beyond its memory limit")
 	}
 	if c.unified == "" && c.v1["freezer"] == "" {
-		lines = append(lines, "no cgroup v2 mount and no freezer controller: idle instances are not frozen")
-	}
-	if c.v1["freezer"] != "" {
-		lines = append(lines, "no cgroup v2: what is frozen when the worker is killed stays until its next start")
+		lines = append(lines, "no cgroup v2 hierarchy and no freezer controller: idle instances are not frozen")
 	}
 	return lines
 }
@@ -248,8 +292,6 @@ func (c *cgroups) remove() error {
 	for _, dir := range c.parents() {
 		errs = append(errs, rmdir(dir))
 	}
-	closeAll([]int{c.mount})
-	c.mount = -1
 	return errors.Join(errs...)
 }
 
@@ -288,8 +330,10 @@ func empty(dir string) error {
 		if err != nil {
 			return err
 		}
-		for _, pid := range pids {
-			unix.Kill(pid, unix.SIGKILL)
+		if write(dir, "cgroup.kill", "1") != nil { // v1, or before Linux 5.14
+			for _, pid := range pids {
+				unix.Kill(pid, unix.SIGKILL)
+			}
 		}
 		// A task in a frozen v1 group does not die before it is thawed.
 		if _, err := os.Stat(filepath.Join(dir, "freezer.state")); err == nil {

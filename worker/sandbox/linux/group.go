@@ -143,8 +143,16 @@ func (g *group) limitMemory(memory int64, raise bool) error {
 			return err
 		}
 	}
+	// v1 counts the buffers of TCP sockets apart from the rest, and only where they have a limit of their own: without,
+	// one instance could take all that the machine has for them.
+	if err := write(dir, "memory.kmem.tcp.limit_in_bytes", strconv.FormatInt(tcpMemory(memory), 10)); !errors.Is(err, unix.ENOENT) {
+		return err
+	}
 	return nil
 }
+
+// tcpMemory bounds the buffers of an instance's TCP sockets, in bytes, on a v1 machine.
+func tcpMemory(memory int64) int64 { return memory / 8 }
 
 // weight, shares and quota put a share of CPU into the kernel's units.
 func weight(milli int) int { return min(10000, max(1, milli)) }
@@ -162,7 +170,7 @@ func (g *group) path(controller string) string {
 func (g *group) usage() int64 {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if g.removed {
+	if g.removed || !g.c.has("memory") {
 		return 0
 	}
 	if g.c.in2["memory"] {
@@ -183,7 +191,7 @@ func (g *group) most() int64 {
 }
 
 func (g *group) readPeak() {
-	if g.removed {
+	if g.removed || !g.c.has("memory") {
 		return
 	}
 	file := "memory.max_usage_in_bytes"
@@ -227,7 +235,7 @@ func (g *group) outOfMemory() bool {
 }
 
 func (g *group) readOOM() {
-	if g.removed {
+	if g.removed || !g.c.has("memory") {
 		return
 	}
 	file := "memory.oom_control"
@@ -244,6 +252,9 @@ func (g *group) readOOM() {
 		}
 	}
 }
+
+// has tells whether there is this controller, in either version.
+func (c *cgroups) has(controller string) bool { return c.v1[controller] != "" || c.in2[controller] }
 
 // canFreeze tells whether freeze works.
 func (c *cgroups) canFreeze() bool { return c.unified != "" || c.v1["freezer"] != "" }

@@ -104,14 +104,10 @@ func TestPredecessor(t *testing.T) {
 		s.Close()
 		t.Error("two sandboxes share a data directory")
 	}
-	c, err := detectCgroups("/proc/self/mountinfo", parentName(data))
-	if err == nil {
-		err = c.mountUnified(parentName(data))
-	}
+	c, err := detectCgroups("/proc/self/mountinfo", "/proc/self/cgroup", parentName(data))
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer closeAll([]int{c.mount})
 	pids, _ := members(t, c)
 	if len(pids) < 40 {
 		t.Fatalf("only %d processes in the cgroups", len(pids))
@@ -124,7 +120,7 @@ func TestPredecessor(t *testing.T) {
 		if len(pids) == 0 {
 			break
 		}
-		if time.Since(begin) > 5*time.Second {
+		if time.Since(begin) > time.Minute { // what a frozen group keeps does not end at all; an emulated processor is slow
 			t.Fatalf("%d processes outlive their worker", len(pids))
 		}
 		time.Sleep(5 * time.Millisecond)

@@ -118,16 +118,13 @@ func New(options Options) (_ *Sandbox, err error) {
 	if err = s.own(); err != nil {
 		return nil, err
 	}
-	if s.cgroups, err = detectCgroups("/proc/self/mountinfo", parentName(dataDir)); err != nil {
+	if s.cgroups, err = detectCgroups("/proc/self/mountinfo", "/proc/self/cgroup", parentName(dataDir)); err != nil {
+		return nil, err
+	}
+	if err = s.cgroups.mountUnified("/proc/self/cgroup", parentName(dataDir)); err != nil {
 		return nil, err
 	}
 	s.cgroups.cpus = runtime.NumCPU()
-	if err = s.cgroups.makeWritable(); err != nil {
-		return nil, err
-	}
-	if err = s.cgroups.mountUnified(parentName(dataDir)); err != nil {
-		return nil, err
-	}
 	if err = s.cgroups.sweep(); err != nil {
 		return nil, err
 	}
@@ -189,6 +186,14 @@ func (s *Sandbox) enter(id string) error {
 	s.ids[id] = struct{}{}
 	s.starting.Add(1)
 	return nil
+}
+
+// release gives a uid back that nothing has any more.
+func (s *Sandbox) release(uid int) {
+	s.mu.Lock()
+	s.root.forget(uid)
+	s.mu.Unlock()
+	s.uids.give(uid)
 }
 
 func (s *Sandbox) forget(id string) {
@@ -268,6 +273,7 @@ func (s *Sandbox) discard() error {
 	if s.lock != nil {
 		if s.cgroups != nil {
 			errs = append(errs, s.cgroups.remove())
+			s.cgroups.close()
 		}
 		errs = append(errs, os.RemoveAll(s.dir), s.lock.Close())
 	}

@@ -59,6 +59,11 @@ func (s *Sandbox) setup(attach string) *program {
 	for _, t := range append([]hostPath{{path: "/dev", fd: s.root.dev}}, s.root.trees...) {
 		p.call("mount "+t.path, unix.SYS_MOVE_MOUNT, p.fd(t.fd), p.str(""), here, p.str(t.path), imm(unix.MOVE_MOUNT_F_EMPTY_PATH))
 	}
+	for _, dir := range hiddenDirs {
+		if info, err := os.Lstat(dir); err == nil && info.IsDir() { // a link would lead to another place in there
+			p.cover(emptyDir, dir)
+		}
+	}
 	p.call("make /dev read-only", unix.SYS_MOUNT_SETATTR, here, p.str("/dev"), imm(0), p.mountAttr(unix.MOUNT_ATTR_RDONLY), imm(unix.MOUNT_ATTR_SIZE_VER0))
 	p.call("set the host name", unix.SYS_SETHOSTNAME, p.str(hostName), imm(len(hostName)))
 	// The worker's session keyring would be inherited. Kernels without keyrings have nothing to leave.
@@ -387,7 +392,7 @@ type mask struct {
 // Most are closed to an unprivileged uid already; this is the second wall.
 func procMasks() (masks []mask) {
 	for _, path := range []string{"/proc/kcore", "/proc/keys", "/proc/key-users", "/proc/kallsyms", "/proc/kmsg", "/proc/timer_list", "/proc/sched_debug",
-		"/proc/sysrq-trigger", "/proc/cmdline", "/proc/acpi", "/proc/scsi"} {
+		"/proc/sysrq-trigger", "/proc/cmdline", "/proc/acpi", "/proc/scsi", "/proc/asound", "/proc/interrupts", "/proc/latency_stats"} {
 		if info, err := os.Lstat(path); err == nil {
 			masks = append(masks, mask{path, info.IsDir()})
 		}

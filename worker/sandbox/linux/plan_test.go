@@ -5,9 +5,6 @@ package linux
 import (
 	"encoding/binary"
 	"errors"
-	"fmt"
-	"os"
-	"path/filepath"
 	"runtime"
 	"strings"
 	"testing"
@@ -136,69 +133,6 @@ func TestFilter(t *testing.T) {
 		}
 		if uint32(got) != c.want {
 			t.Errorf("%s: %#x, want %#x", c.name, uint32(got), c.want)
-		}
-	}
-}
-
-func TestDetectCgroups(t *testing.T) {
-	unified := t.TempDir()
-	controllers := func(s string) {
-		if err := os.WriteFile(filepath.Join(unified, "cgroup.controllers"), []byte(s), 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-	v1 := func(name string) string {
-		return fmt.Sprintf("32 31 0:29 / /sys/fs/cgroup/%s rw - cgroup cgroup rw,%s\n", name, name)
-	}
-	v2 := fmt.Sprintf("41 31 0:38 / %s rw,nosuid shared:4 - cgroup2 cgroup2 rw\n", unified)
-	for _, c := range []struct {
-		name, mounts, controllers string
-		memory, freezer           string // "v1", "v2" or ""
-		readOnly                  int
-	}{
-		{"v1", v1("memory") + v1("pids") + v1("cpu,cpuacct") + v1("freezer"), "", "v1", "v1", 0},
-		{"hybrid", v1("memory") + v1("pids") + v1("cpu") + v1("freezer") + v2, "hugetlb", "v1", "v2", 0},
-		{"v2", v2, "cpuset cpu io memory pids", "v2", "v2", 0},
-		{"a container's", strings.ReplaceAll(v1("memory")+v1("pids")+v1("cpu,cpuacct")+v1("freezer")+v1("devices"), " rw -", " ro,nosuid -"), "", "v1", "v1", 4},
-		{"a container's v2", strings.Replace(v2, " rw,", " ro,", 1), "cpu memory pids", "v2", "v2", 1},
-		{"nothing", "1 1 0:1 / / rw - ext4 /dev/vda rw\n", "", "", "", 0},
-		{"v2 without controllers", v2, "", "", "", 0},
-	} {
-		t.Run(c.name, func(t *testing.T) {
-			controllers(c.controllers)
-			info := filepath.Join(t.TempDir(), "mountinfo")
-			if err := os.WriteFile(info, []byte(c.mounts), 0o600); err != nil {
-				t.Fatal(err)
-			}
-			got, err := detectCgroups(info, "doze-x")
-			if c.memory == "" {
-				if err == nil {
-					t.Fatal("accepted")
-				}
-				return
-			}
-			if err != nil {
-				t.Fatal(err)
-			}
-			if (got.v1["memory"] != "") != (c.memory == "v1") || got.in2["memory"] != (c.memory == "v2") {
-				t.Errorf("memory: %+v", got)
-			}
-			if (got.v1["freezer"] != "") != (c.freezer == "v1") || !got.canFreeze() {
-				t.Errorf("freezer: %+v", got)
-			}
-			if len(got.readOnly) != c.readOnly {
-				t.Errorf("read-only: %q", got.readOnly)
-			}
-		})
-	}
-}
-
-func TestUnifiedPath(t *testing.T) {
-	for self, want := range map[string]string{
-		"3:cpu:/x\n0::/docker/abc\n": "docker/abc", "0::/\n": "", "0::/../other\n": "", "3:cpu:/x\n": "", "": "",
-	} {
-		if got := unifiedPath(self); got != want {
-			t.Errorf("%q: %q", self, got)
 		}
 	}
 }

@@ -137,7 +137,7 @@ func (p *Process) live() {
 	}
 	p.exit = exitOf(p.status, p.reported)
 	p.exit.OutOfMemory = p.group.outOfMemory()
-	p.s.uids.give(p.uid)
+	p.s.release(p.uid)
 	p.s.mu.Lock()
 	delete(p.s.processes, p)
 	delete(p.s.ids, p.id)
@@ -187,10 +187,11 @@ func exitOf(status syscall.WaitStatus, reported bool) sandbox.Exit {
 
 // abandon undoes a start that did not come to its end.
 func (p *Process) abandon() {
+	gone := true
 	if p.control != nil {
 		// PID 1 ends when it sees the closed socket, whatever it is doing: but it may be known already.
 		p.signal()
-		p.settle()
+		gone = p.settle()
 		p.control.close()
 	}
 	if p.listener != nil {
@@ -202,12 +203,16 @@ func (p *Process) abandon() {
 	if err := p.group.remove(); err != nil {
 		p.s.log.Error("a cgroup is left behind", "instance", p.id, "error", err)
 	}
-	p.s.uids.give(p.uid)
+	if !gone { // something of it may live: nobody else gets its uid
+		p.s.log.Error("a uid is left behind", "instance", p.id, "uid", p.uid)
+		return
+	}
+	p.s.release(p.uid)
 }
 
-// settle waits for the end of PID 1 of a start that is given up. If the launcher has not yet said which it is,
-// that comes first: every request to the launcher is answered.
-func (p *Process) settle() {
+// settle waits for the end of PID 1 of a start that is given up, and tells whether it came. If the launcher has not
+// yet said which it is, that comes first: every request to the launcher is answered.
+func (p *Process) settle() (gone bool) {
 	p.mu.Lock()
 	known := p.pidfd >= 0
 	p.mu.Unlock()
@@ -217,7 +222,7 @@ func (p *Process) settle() {
 			report, fds, err := p.control.receive()
 			if err != nil {
 				closeAll(fds)
-				return // nothing was started, or it is gone
+				return !errors.Is(err, os.ErrDeadlineExceeded) // nothing was started, or it is gone
 			}
 			if report.Kind == stage.Spawned && len(fds) == 1 && p.watch(fds[0]) == nil {
 				p.signal()
@@ -227,4 +232,5 @@ func (p *Process) settle() {
 		}
 	}
 	p.gone()
+	return true
 }

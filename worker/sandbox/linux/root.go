@@ -31,6 +31,10 @@ type hostPath struct {
 // systemDirs are mounted from the host, or are links in the same way as there.
 var systemDirs = []string{"/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32"}
 
+// hiddenDirs are those below systemDirs that hold the machine's own configuration, which may name hosts and keys
+// and which everyone on the machine may read.
+var hiddenDirs = []string{"/usr/local/etc", "/usr/etc"}
+
 // publicEtc is what programs need of /etc and anyone may know: how libraries and certificates are found,
 // names of services, the time zone. No accounts, no keys, no identity of the machine.
 var publicEtc = []string{
@@ -278,6 +282,11 @@ const waitingDir = ".waiting"
 
 // usersDir holds one passwd file per uid, which the instance with that uid has as its /etc/passwd.
 const usersDir = ".users"
+
+// forget removes the passwd file of a uid, each of which takes a page of the root's memory.
+func (r *root) forget(uid int) {
+	os.Remove(inside(r.fd, fmt.Sprintf("%s/%d", usersDir, uid))) // a start that failed early has none
+}
 
 // passwd makes sure that the passwd file of a uid exists and says where it is for a stage.
 func (r *root) passwd(uid int) (string, error) {

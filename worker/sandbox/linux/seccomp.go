@@ -92,10 +92,19 @@ func filterProgram() ([]bpf.Instruction, error) {
 		// the call's number, in the accumulator.
 		Syscalls: []seccomp.SyscallGroup{
 			{Names: names, Action: refuse(unix.EPERM)},
-			// Its flags are in memory, where a filter cannot see them: libraries fall back to clone.
-			{Names: []string{"clone3"}, Action: refuse(unix.ENOSYS)},
+			// The flags of clone3 are in memory, where a filter cannot see them: libraries fall back to clone. What
+			// io_setup takes (fs.aio-max-nr) is counted for the whole machine: one function could take it all from the
+			// databases beside it. Programs fall back to threads.
+			{Names: []string{"clone3", "io_setup"}, Action: refuse(unix.ENOSYS)},
 			{NamesWithCondtions: []seccomp.NameWithConditions{{Name: "personality", Conditions: without(personalities)}}, Action: refuse(unix.EPERM)},
-			{NamesWithCondtions: []seccomp.NameWithConditions{{Name: "socket", Conditions: without(families)}}, Action: refuse(unix.EAFNOSUPPORT)},
+			{NamesWithCondtions: []seccomp.NameWithConditions{
+				{Name: "socket", Conditions: without(families)},
+				// Of netlink only what lists interfaces. The host's device events come into every network namespace, and
+				// the rest is for root.
+				{Name: "socket", Conditions: seccomp.ArgumentConditions{
+					{Argument: 0, Operation: seccomp.Equal, Value: unix.AF_NETLINK},
+					{Argument: 2, Operation: seccomp.NotEqual, Value: unix.NETLINK_ROUTE}}},
+			}, Action: refuse(unix.EAFNOSUPPORT)},
 			{NamesWithCondtions: []seccomp.NameWithConditions{{Name: "clone", Conditions: seccomp.ArgumentConditions{
 				{Argument: 0, Operation: seccomp.BitsSet, Value: namespaceFlags}}}}, Action: refuse(unix.EPERM)},
 		},
