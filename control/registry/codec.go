@@ -34,6 +34,8 @@ const (
 	numRemovePermission = 9
 	numTag              = 10
 	numUntag            = 11
+	numPutAccessKey     = 12
+	numDeleteAccessKey  = 13
 	numCreateAlias      = 20
 	numUpdateAlias      = 21
 	numDeleteAlias      = 22
@@ -52,6 +54,8 @@ func (AddPermission) number() byte    { return numAddPermission }
 func (RemovePermission) number() byte { return numRemovePermission }
 func (Tag) number() byte              { return numTag }
 func (Untag) number() byte            { return numUntag }
+func (PutAccessKey) number() byte     { return numPutAccessKey }
+func (DeleteAccessKey) number() byte  { return numDeleteAccessKey }
 func (CreateAlias) number() byte      { return numCreateAlias }
 func (UpdateAlias) number() byte      { return numUpdateAlias }
 func (DeleteAlias) number() byte      { return numDeleteAlias }
@@ -83,6 +87,10 @@ func newCommand(number byte) Command {
 		return new(Tag)
 	case numUntag:
 		return new(Untag)
+	case numPutAccessKey:
+		return new(PutAccessKey)
+	case numDeleteAccessKey:
+		return new(DeleteAccessKey)
 	case numCreateAlias:
 		return new(CreateAlias)
 	case numUpdateAlias:

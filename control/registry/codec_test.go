@@ -13,6 +13,7 @@ func TestCommandNumbers(t *testing.T) {
 	table := map[byte]Command{
 		1: &CreateFunction{}, 2: &UpdateCode{}, 3: &UpdateConfig{}, 4: &Settle{}, 5: &PublishVersion{},
 		6: &DeleteFunction{}, 7: &PutConcurrency{}, 8: &AddPermission{}, 9: &RemovePermission{}, 10: &Tag{}, 11: &Untag{},
+		12: &PutAccessKey{}, 13: &DeleteAccessKey{},
 		20: &CreateAlias{}, 21: &UpdateAlias{}, 22: &DeleteAlias{}, 23: &PutEventInvoke{}, 24: &DeleteEventInvoke{},
 	}
 	for n := range 256 {
@@ -39,6 +40,8 @@ func TestCodecRoundTrip(t *testing.T) {
 		&RemovePermission{StatementID: "a"},
 		&Tag{Tags: map[string]string{"k": "v"}},
 		&Untag{Keys: []string{"k"}},
+		&PutAccessKey{Key: accessKey("AKIAIOSFODNN7EXAMPLE"), Replace: true},
+		&DeleteAccessKey{Account: acct, ID: "AKIAIOSFODNN7EXAMPLE"},
 		&CreateAlias{Alias: Alias{Name: "a", Version: "1", Additional: "2", Weight: 0.1}},
 		&UpdateAlias{Alias: "a", Version: &text, Routing: &Routing{"2", 1}},
 		&DeleteAlias{Alias: "a"},
@@ -63,7 +66,7 @@ func TestCodecRefuses(t *testing.T) {
 	for in, want := range map[string]error{
 		"":                                ErrBadCommand,
 		"\x00{}":                          ErrUnknownCommand,
-		"\x0c{}":                          ErrUnknownCommand,
+		"\xff{}":                          ErrUnknownCommand,
 		"\x06":                            ErrBadCommand,
 		"\x06{} {}":                       ErrBadCommand,
 		"\x06{\"Later\":1}":               ErrBadCommand,
@@ -77,7 +80,7 @@ func TestCodecRefuses(t *testing.T) {
 }
 
 func FuzzDecode(f *testing.F) {
-	for _, cmd := range []Command{CreateFunction{Account: acct, Name: "f", Version: version("r")}, Tag{Tags: map[string]string{"a": "b"}}} {
+	for _, cmd := range []Command{CreateFunction{Account: acct, Name: "f", Version: version("r")}, Tag{Tags: map[string]string{"a": "b"}}, PutAccessKey{Key: accessKey("AKIAIOSFODNN7EXAMPLE")}} {
 		data, err := Append(nil, cmd)
 		if err != nil {
 			f.Fatal(err)

@@ -2,7 +2,7 @@ package registry
 
 // A Command is one change of the state, as it stands in the Raft log. Its number is never reused
 // and its fields are only ever added to. Apply answers one of the package's errors or the
-// *Function (or *Version, *Policy) as it is after the change.
+// *Function (or *Version, *Policy, *AccessKey) as it is after the change.
 //
 // Everything that depends on time or chance (ids, timestamps) is in the command: it is made once,
 // by the node that proposes it.
@@ -102,4 +102,16 @@ type Untag struct {
 	Account, Name string
 	Keys          []string
 	RevisionID    string
+}
+
+// PutAccessKey adds a key, or, with Replace, puts it in the place of one of the same id. ErrExists,
+// ErrTooManyKeys.
+type PutAccessKey struct {
+	Key     AccessKey
+	Replace bool
+}
+
+// DeleteAccessKey revokes a key. With an Account it must be that account's. ErrNotFound.
+type DeleteAccessKey struct {
+	Account, ID string
 }

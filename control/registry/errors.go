@@ -28,9 +28,9 @@ func (e *Error) with(detail string) *Error { return &Error{Code: e.Code, Detail:
 
 // What Apply and ParseFunctionName answer. Compare with errors.Is.
 var (
-	// ErrNotFound: no such function, or no such version of it.
+	// ErrNotFound: no such function, no such version of it, or no such access key.
 	ErrNotFound = &Error{Code: "NotFound"}
-	// ErrExists: the account already has a function of that name.
+	// ErrExists: the account already has a function of that name, or there is a key of that id.
 	ErrExists = &Error{Code: "Exists"}
 	// ErrRevision: the caller's RevisionId is not the current one (AWS: 412).
 	ErrRevision = &Error{Code: "Revision"}
@@ -51,6 +51,8 @@ var (
 	ErrPolicyTooLong = &Error{Code: "PolicyTooLong"}
 	// ErrTooManyTags: the function would have more than MaxTags.
 	ErrTooManyTags = &Error{Code: "TooManyTags"}
+	// ErrTooManyKeys: there would be more than MaxKeys access keys.
+	ErrTooManyKeys = &Error{Code: "TooManyKeys"}
 	// ErrLatest: the operation is not possible on $LATEST (deleting it alone, a policy of it).
 	ErrLatest = &Error{Code: "Latest"}
 	// ErrVersionNotFound: an alias names a version that the function does not have.

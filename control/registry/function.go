@@ -1,5 +1,5 @@
 // Package registry is the replicated state of functions: what exists, in which versions, with
-// which limits, policies and tags.
+// which limits, policies and tags; and the access keys that may work with them.
 //
 // It is pure: time, ids and hashes arrive inside the commands, so that the same log gives
 // byte-equal state on every node. It must not know Raft, the network, the disk or the clock, nor

@@ -11,11 +11,12 @@ import (
 	"github.com/doze-run/doze/control/internal/ndjson"
 )
 
-// Of the snapshot: a header line, then a line for each function, by account and name. A released
-// format keeps a file in testdata for ever.
+// Of the snapshot: a header line, then a line for each function, by account and name, then a line
+// for each access key, by id. Version 1 had no keys and is still read. A released format keeps a
+// file in testdata for ever.
 const (
 	snapshotFormat  = "doze-registry"
-	snapshotVersion = 1
+	snapshotVersion = 2
 )
 
 // ErrSnapshot is a snapshot that cannot be read: damaged, or of another format.
@@ -25,18 +26,20 @@ type snapshotHeader struct {
 	Format    string `json:"format"`
 	Version   int    `json:"version"`
 	Functions int    `json:"functions"`
+	Keys      int    `json:"keys"`
 }
 
 // Snapshot is the state at one point in time. It never changes and costs nothing to take.
 type Snapshot struct {
 	accounts *tree[*account]
+	keys     *tree[*AccessKey]
 }
 
 // Snapshot is the state as it is now.
 func (s *State) Snapshot() *Snapshot {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
-	return &Snapshot{accounts: s.accounts}
+	return &Snapshot{accounts: s.accounts, keys: s.keys}
 }
 
 // Restore replaces the whole state.
@@ -49,7 +52,7 @@ func (s *State) Restore(from *Snapshot) {
 	defer s.applying.Unlock()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.byName, s.accounts = byName, from.accounts
+	s.byName, s.accounts, s.keys = byName, from.accounts, from.keys
 }
 
 // Len is the number of functions.
@@ -74,15 +77,29 @@ func (s *Snapshot) all(yield func(*Function) bool) {
 	}
 }
 
+// accessKeys goes through the keys by id.
+func (s *Snapshot) accessKeys(yield func(*AccessKey) bool) {
+	for keys := seek(s.keys, ""); !keys.Done(); {
+		if _, k, _ := keys.Next(); !yield(k) {
+			return
+		}
+	}
+}
+
 // Write writes the canonical form: equal states give equal bytes.
 func (s *Snapshot) Write(w io.Writer) error {
 	out := ndjson.NewWriter(w)
-	err := out.Write(snapshotHeader{snapshotFormat, snapshotVersion, s.Len()})
+	err := out.Write(snapshotHeader{snapshotFormat, snapshotVersion, s.Len(), s.keys.Len()})
 	if err != nil {
 		return fmt.Errorf("registry: write snapshot: %w", err)
 	}
 	for f := range s.all {
 		if err := out.Write(f); err != nil {
+			return fmt.Errorf("registry: write snapshot: %w", err)
+		}
+	}
+	for k := range s.accessKeys {
+		if err := out.Write(k); err != nil {
 			return fmt.Errorf("registry: write snapshot: %w", err)
 		}
 	}
@@ -108,8 +125,8 @@ func ReadSnapshot(r io.Reader) (*Snapshot, error) {
 	if err := in.Read(&h); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrSnapshot, err)
 	}
-	if h.Format != snapshotFormat || h.Version != snapshotVersion {
-		return nil, fmt.Errorf("%w: %q version %d, this Doze reads %q version %d",
+	if h.Format != snapshotFormat || h.Version < 1 || h.Version > snapshotVersion || h.Version == 1 && h.Keys != 0 || h.Keys > MaxKeys {
+		return nil, fmt.Errorf("%w: %q version %d, this Doze reads %q up to version %d",
 			ErrSnapshot, h.Format, h.Version, snapshotFormat, snapshotVersion)
 	}
 	accounts := immutable.NewSortedMapBuilder[string, *account](bytewise{})
@@ -146,7 +163,29 @@ func ReadSnapshot(r io.Reader) (*Snapshot, error) {
 		last = this
 	}
 	flush()
-	return &Snapshot{accounts: accounts.Map()}, nil
+	keys, err := readKeys(in, h.Keys)
+	if err != nil {
+		return nil, err
+	}
+	return &Snapshot{accounts: accounts.Map(), keys: keys}, nil
+}
+
+func readKeys(in *ndjson.Reader, n int) (*tree[*AccessKey], error) {
+	keys := immutable.NewSortedMapBuilder[string, *AccessKey](bytewise{})
+	last := ""
+	for i := range n {
+		k := new(AccessKey)
+		if err := in.Read(k); err != nil {
+			return nil, fmt.Errorf("%w: %w", ErrSnapshot, err)
+		}
+		if !k.whole() || k.ID <= last {
+			return nil, fmt.Errorf("%w: access key %d is damaged or out of order", ErrSnapshot, i+1)
+		}
+		k.Account, k.Role = same(k.Account), same(k.Role)
+		keys.Set(k.ID, k)
+		last = k.ID
+	}
+	return keys.Map(), nil
 }
 
 func (k key) before(l key) bool {

@@ -16,7 +16,7 @@ const (
 	MinUnreserved = 100
 )
 
-// State is the functions of all accounts. Queries may run at any time, at once with each other
+// State is the functions and access keys of all accounts. Queries may run at any time, at once with each other
 // and with Apply; Apply calls wait for each other.
 //
 // It holds the functions twice, on purpose. The map answers the path of an invocation: one read
@@ -31,6 +31,8 @@ type State struct {
 	mu       sync.RWMutex
 	byName   map[key]*Function
 	accounts *tree[*account]
+	// keys are by id. They are few, so one tree is enough.
+	keys *tree[*AccessKey]
 }
 
 type key struct{ account, name string }
@@ -55,7 +57,7 @@ func newTree[V any]() *tree[V] { return immutable.NewSortedMap[string, V](bytewi
 
 // New is the state before the first command.
 func New() *State {
-	return &State{byName: map[key]*Function{}, accounts: newTree[*account]()}
+	return &State{byName: map[key]*Function{}, accounts: newTree[*account](), keys: newTree[*AccessKey]()}
 }
 
 // Function finds a function. What it answers never changes.

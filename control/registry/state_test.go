@@ -42,6 +42,13 @@ func check(t testing.TB, s *State) {
 	if n != len(s.byName) {
 		t.Fatalf("tree has %d functions, map %d", n, len(s.byName))
 	}
+	lastKey := ""
+	for k := range s.Snapshot().accessKeys {
+		if got, ok := s.AccessKey(k.ID); !ok || got != k || !k.whole() || k.ID <= lastKey {
+			t.Fatalf("access key %s is not whole, or out of order", k.ID)
+		}
+		lastKey = k.ID
+	}
 	for id, want := range sums {
 		if s.Usage(id).TotalCodeSize != want.codeSize || s.UnreservedConcurrency(id) != AccountConcurrency-want.reserved {
 			t.Fatalf("account %s: sums are off", id)
@@ -190,11 +197,24 @@ func golden(t *testing.T) *State {
 	return s
 }
 
+// goldenKeys is what version 2 of the format added.
+func goldenKeys(t *testing.T) *State {
+	s := golden(t)
+	full := accessKey("doze_root")
+	full.Role, full.Description, full.Account = RoleRoot, "from & for <people>", "111111111111"
+	do(t, s, PutAccessKey{Key: full}, PutAccessKey{Key: accessKey("AKIAIOSFODNN7EXAMPLE")})
+	return s
+}
+
+func accessKey(id string) AccessKey {
+	return AccessKey{ID: id, Account: acct, Role: RoleDeployer, CreatedAt: 1714566896789, Sealed: []byte{1, 2, 255}}
+}
+
 // TestGoldenSnapshot reads and writes the released format. When the format changes, the file stays
 // and the new one gets its own.
 func TestGoldenSnapshot(t *testing.T) {
-	const path = "testdata/snapshot.v1.ndjson"
-	got := write(t, golden(t).Snapshot())
+	const path = "testdata/snapshot.v2.ndjson"
+	got := write(t, goldenKeys(t).Snapshot())
 	if *update {
 		if err := os.WriteFile(path, got, 0o644); err != nil {
 			t.Fatal(err)
@@ -211,24 +231,43 @@ func TestGoldenSnapshot(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if snap.Hash() != goldenKeys(t).Snapshot().Hash() {
+		t.Error("read back, it is another state")
+	}
+}
+
+// TestOldSnapshot reads what an older Doze wrote.
+func TestOldSnapshot(t *testing.T) {
+	old, err := os.ReadFile("testdata/snapshot.v1.ndjson")
+	if err != nil {
+		t.Fatal(err)
+	}
+	snap, err := ReadSnapshot(bytes.NewReader(old))
+	if err != nil {
+		t.Fatal(err)
+	}
 	if snap.Hash() != golden(t).Snapshot().Hash() {
 		t.Error("read back, it is another state")
 	}
 }
 
 func TestReadSnapshotRefuses(t *testing.T) {
-	good := string(write(t, golden(t).Snapshot()))
+	good := string(write(t, goldenKeys(t).Snapshot()))
 	lines := strings.SplitAfter(good, "\n")
 	for name, in := range map[string]string{
-		"empty":          "",
-		"cut":            good[:len(good)-10],
-		"a line missing": lines[0] + lines[1],
-		"out of order":   lines[0] + lines[2] + lines[1],
-		"twice":          lines[0] + lines[1] + lines[1],
-		"other version":  strings.Replace(good, `"version":1`, `"version":2`, 1),
-		"other format":   strings.Replace(good, "doze-registry", "doze-ledger", 1),
-		"unknown member": strings.Replace(good, `"nextVersion"`, `"later":1,"nextVersion"`, 1),
-		"no latest":      `{"format":"doze-registry","version":1,"functions":1}` + "\n" + `{"account":"1","name":"f","latest":null,"nextVersion":1}` + "\n",
+		"empty":              "",
+		"cut":                good[:len(good)-10],
+		"a line missing":     lines[0] + lines[1],
+		"out of order":       lines[0] + lines[2] + lines[1],
+		"twice":              lines[0] + lines[1] + lines[1],
+		"other version":      strings.Replace(good, `"version":2`, `"version":3`, 1),
+		"other format":       strings.Replace(good, "doze-registry", "doze-ledger", 1),
+		"keys in version 1":  strings.Replace(good, `"version":2`, `"version":1`, 1),
+		"keys out of order":  lines[0] + lines[1] + lines[2] + lines[4] + lines[3],
+		"a key missing":      lines[0] + lines[1] + lines[2] + lines[3],
+		"key without secret": strings.Replace(good, `"sealed":"AQL/"`, `"sealed":""`, 1),
+		"unknown member":     strings.Replace(good, `"nextVersion"`, `"later":1,"nextVersion"`, 1),
+		"no latest":          `{"format":"doze-registry","version":1,"functions":1}` + "\n" + `{"account":"1","name":"f","latest":null,"nextVersion":1}` + "\n",
 	} {
 		if _, err := ReadSnapshot(strings.NewReader(in)); !errors.Is(err, ErrSnapshot) {
 			t.Errorf("%s: %v", name, err)
