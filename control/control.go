@@ -57,7 +57,16 @@ type Config struct {
 	// QueueBytes, StoreBytes and SyncInterval: zero takes the default above.
 	QueueBytes, StoreBytes int64
 	SyncInterval           time.Duration
-	Logger                 *slog.Logger
+	// Auth verifies clients' signatures with the access keys of the state. Without it whoever reaches
+	// the node may do everything, in DevAccount.
+	Auth bool
+	// RootKey is the operator's access key, in DevAccount. Left empty, one is made if there is none:
+	// see NewRootKey.
+	RootKey RootKey
+	// ClusterKeyFile is where the key is that seals secrets in the state; "" is cluster.key in
+	// DataDir. It is made if it is not there.
+	ClusterKeyFile string
+	Logger         *slog.Logger
 }
 
 // Control is a running control node.
@@ -78,6 +87,7 @@ type Control struct {
 	settler   *settler
 	metrics   *metrics
 	storage   *storage
+	newRoot   RootKey
 
 	stop    context.CancelFunc
 	running sync.WaitGroup
@@ -213,10 +223,18 @@ func (c *Control) openParts(ctx context.Context) error {
 	})
 	c.onClose(c.pollers.Stop)
 
+	clusterKey, err := c.openClusterKey()
+	if err != nil {
+		return err
+	}
+	authenticator, err := c.authenticator(ctx, clusterKey)
+	if err != nil {
+		return err
+	}
 	c.gateway, err = gateway.Open(gateway.Config{
 		Registry: state, Proposer: storedState{c.settler, c.storage}, Code: storedCode{codeStore{c.conn.Objects()}, c.storage},
 		Invoker: storedCalls{invoker, c.storage}, Platform: (*platform)(c),
-		Authenticator: gateway.Anyone{Account: DevAccount}, Region: c.config.Region,
+		Authenticator: authenticator, Cipher: clusterKey, Region: c.config.Region,
 		BaseURL: "http://" + c.config.HTTP.Addr().String(), Ready: c.Ready, Metrics: c.metrics.handler, Logger: log,
 	})
 	c.metrics.open()

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -26,6 +27,8 @@ import (
 const (
 	defaultEndpoint = "http://127.0.0.1:9000"
 	endpointEnv     = "DOZE_ENDPOINT"
+	keyIDEnv        = "DOZE_ACCESS_KEY_ID"
+	secretEnv       = "DOZE_SECRET_ACCESS_KEY"
 	// maxReplyBytes bounds what is read of an answer that is held in memory.
 	maxReplyBytes = 64 << 20
 )
@@ -37,7 +40,7 @@ type client struct {
 	endpoint    string
 	http        *http.Client
 	region      string
-	credentials aws.CredentialsProvider
+	credentials aws.Credentials
 }
 
 // addEndpointFlag makes a command one that clientOf can serve.
@@ -65,9 +68,7 @@ func clientOf(cmd *cobra.Command) (*client, error) {
 	return c, nil
 }
 
-// newClient makes a client of the endpoint: a URL, or host:port. Credentials and region come from
-// the AWS_* variables; without them, from nothing that has a meaning, because `doze dev` accepts
-// any. AWS_SESSION_TOKEN is left out: Doze's own keys have none, and AWS's is nobody else's business.
+// newClient makes a client of the endpoint: a URL, or host:port. See signerOf for its credentials.
 func newClient(endpoint string, getenv func(string) string) (*client, error) {
 	if !strings.Contains(endpoint, "://") {
 		endpoint = "http://" + endpoint
@@ -78,21 +79,14 @@ func newClient(endpoint string, getenv func(string) string) (*client, error) {
 	}
 	endpoint = strings.TrimSuffix(u.String(), "/")
 
-	key, secret := getenv("AWS_ACCESS_KEY_ID"), getenv("AWS_SECRET_ACCESS_KEY")
-	if key == "" || secret == "" {
-		key, secret = "doze", "doze"
-	}
-	region := getenv("AWS_REGION")
-	if region == "" {
-		region = getenv("AWS_DEFAULT_REGION")
-	}
-	if region == "" {
-		region = "us-east-1"
+	key, region, err := signerOf(context.Background(), getenv)
+	if err != nil {
+		return nil, err
 	}
 	c := &client{
 		endpoint:    endpoint,
 		region:      region,
-		credentials: credentials.NewStaticCredentialsProvider(key, secret, ""),
+		credentials: key,
 		http: &http.Client{Transport: &http.Transport{
 			Proxy:       http.ProxyFromEnvironment,
 			DialContext: (&net.Dialer{Timeout: 5 * time.Second}).DialContext,
@@ -102,7 +96,7 @@ func newClient(endpoint string, getenv func(string) string) (*client, error) {
 	c.Client = lambda.New(lambda.Options{
 		BaseEndpoint: &endpoint,
 		Region:       region,
-		Credentials:  c.credentials,
+		Credentials:  credentials.StaticCredentialsProvider{Value: key},
 		HTTPClient:   c.http,
 		Retryer: retry.NewStandard(func(o *retry.StandardOptions) {
 			o.MaxAttempts = 3
@@ -141,37 +135,61 @@ func (c *client) open(ctx context.Context, path string, query url.Values) (io.Re
 	if len(query) > 0 {
 		target += "?" + query.Encode()
 	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, target, nil)
+	return c.send(ctx, http.MethodGet, target, nil)
+}
+
+// do carries out one of Doze's own operations and decodes the answer into answer, if that is not nil.
+func (c *client) do(ctx context.Context, method, path string, request, answer any) error {
+	var data []byte
+	if request != nil {
+		var err error
+		if data, err = json.Marshal(request); err != nil {
+			return err
+		}
+	}
+	body, err := c.send(ctx, method, c.endpoint+path, data)
+	if err != nil {
+		return err
+	}
+	defer body.Close()
+	if answer == nil {
+		return nil
+	}
+	if err := json.NewDecoder(io.LimitReader(body, maxReplyBytes)).Decode(answer); err != nil {
+		return fmt.Errorf("%s%s does not answer as Doze does: %w", c.endpoint, path, err)
+	}
+	return nil
+}
+
+// send sends a signed request; the caller closes the answer's body.
+func (c *client) send(ctx context.Context, method, target string, data []byte) (io.ReadCloser, error) {
+	req, err := http.NewRequestWithContext(ctx, method, target, bytes.NewReader(data))
 	if err != nil {
 		return nil, err
 	}
 	req.Header.Set("User-Agent", "doze/"+version)
-	if err := c.sign(ctx, req); err != nil {
+	if err := c.sign(ctx, req, data); err != nil {
 		return nil, err
 	}
 	resp, err := c.http.Do(req)
 	if err != nil {
 		return nil, c.explain(err)
 	}
-	if resp.StatusCode == http.StatusOK {
+	if resp.StatusCode/100 == 2 {
 		return resp.Body, nil
 	}
 	defer resp.Body.Close()
-	data, err := io.ReadAll(io.LimitReader(resp.Body, 64<<10))
+	text, err := io.ReadAll(io.LimitReader(resp.Body, 64<<10))
 	if err != nil {
 		return nil, c.explain(err)
 	}
-	return nil, c.explain(refusalOf(resp, data))
+	return nil, c.explain(refusalOf(resp, text))
 }
 
-// sign signs a request without body as the SDK signs its own.
-func (c *client) sign(ctx context.Context, req *http.Request) error {
-	creds, err := c.credentials.Retrieve(ctx)
-	if err != nil {
-		return fmt.Errorf("credentials: %w", err)
-	}
-	empty := sha256.Sum256(nil)
-	if err := v4.NewSigner().SignHTTP(ctx, creds, req, hex.EncodeToString(empty[:]), "lambda", c.region, time.Now()); err != nil {
+// sign signs a request as the SDK signs its own.
+func (c *client) sign(ctx context.Context, req *http.Request, body []byte) error {
+	sum := sha256.Sum256(body)
+	if err := v4.NewSigner().SignHTTP(ctx, c.credentials, req, hex.EncodeToString(sum[:]), "lambda", c.region, time.Now()); err != nil {
 		return fmt.Errorf("sign the request: %w", err)
 	}
 	return nil

@@ -32,6 +32,10 @@ grpc=ADDR", on stdout; its log goes to stderr.
 SIGTERM or Ctrl-C ends it in order: running calls may end first (--shutdown-timeout); a second one
 ends it at once. Nothing acknowledged is lost either way.
 
+With --auth every request must be signed with an access key. The first one is the root key: it is
+what DOZE_ROOT_ACCESS_KEY_ID and DOZE_ROOT_SECRET_ACCESS_KEY say, or is made at the first start and
+printed once, on stderr. 'doze key create' makes others.
+
 Every flag can also be given as a variable (--idle-timeout as DOZE_IDLE_TIMEOUT) or in a config
 file (idle-timeout: 90s). A flag is stronger than a variable, a variable than the file.`,
 		Example: `  doze dev
@@ -56,14 +60,35 @@ file (idle-timeout: 90s). A flag is stronger than a variable, a variable than th
 		for _, name := range unknown {
 			log.Warn("this variable means nothing to doze dev", "variable", name)
 		}
+		settings.RootKey = rootKeyOf(os.Getenv)
+		for _, name := range []string{rootKeyIDEnv, rootSecretEnv} {
+			_ = os.Unsetenv(name) // what this process starts has no business with it
+		}
+		switch {
+		case settings.RootKey != (control.RootKey{}) && !settings.Auth:
+			log.Warn("a root key was given and means nothing without --auth")
+		case settings.Auth && !isLoopback(settings.GRPCListen):
+			log.Warn("signatures of gRPC calls do not cover their messages: put TLS in front of it", "address", settings.GRPCListen)
+		}
 		shareMachine(os.Getenv)
 		signals := make(chan os.Signal, 2)
 		signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
 		defer signal.Stop(signals)
-		l := &life{settings: settings, open: openPlatform, signals: signals, stdout: cmd.OutOrStdout(), log: log}
+		l := &life{settings: settings, open: openPlatform, signals: signals, stdout: cmd.OutOrStdout(), stderr: cmd.ErrOrStderr(), log: log}
 		return l.run(cmd.Context())
 	}
 	return cmd
+}
+
+// The variables that name the root key. They are no flags: command lines and config files are read
+// by others.
+const (
+	rootKeyIDEnv  = "DOZE_ROOT_ACCESS_KEY_ID"
+	rootSecretEnv = "DOZE_ROOT_SECRET_ACCESS_KEY"
+)
+
+func rootKeyOf(getenv func(string) string) control.RootKey {
+	return control.RootKey{ID: getenv(rootKeyIDEnv), Secret: getenv(rootSecretEnv)}
 }
 
 // newLogger is the process's log, as the settings want it.
@@ -84,10 +109,15 @@ func openPlatform(ctx context.Context, p parts) (_ platform, err error) {
 	d := &devPlatform{}
 	d.control, err = control.Open(ctx, control.Config{
 		DataDir: filepath.Join(p.dir.Path(), "control"), HTTP: p.http, GRPC: p.grpc, Region: p.settings.Region,
-		Version: version, Prices: prices, AsyncRetryWaits: p.settings.AsyncRetryWaits, Logger: p.log,
+		Version: version, Prices: prices, AsyncRetryWaits: p.settings.AsyncRetryWaits,
+		Auth: p.settings.Auth, RootKey: p.settings.RootKey, ClusterKeyFile: p.settings.ClusterKeyFile, Logger: p.log,
 	})
 	if err != nil {
 		return nil, err
+	}
+	if key := d.control.NewRootKey(); key != (control.RootKey{}) {
+		// Not through the log, which may be kept.
+		fmt.Fprintf(p.stderr, "The root access key, shown this once:\n\n  export %s=%s\n  export %s=%s\n\n", keyIDEnv, key.ID, secretEnv, key.Secret)
 	}
 	defer func() {
 		if err != nil {

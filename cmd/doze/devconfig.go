@@ -71,7 +71,9 @@ func fillFromElsewhere(flags *pflag.FlagSet, environ []string) (unknown []string
 			err = setFrom(f, text, origin)
 		}
 	})
-	delete(env, endpointEnv)
+	for _, name := range []string{endpointEnv, keyIDEnv, secretEnv, rootKeyIDEnv, rootSecretEnv} {
+		delete(env, name) // of the clients, and what no file or command line should hold
+	}
 	return slices.Sorted(maps.Keys(env)), err
 }
 

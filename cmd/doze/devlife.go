@@ -31,6 +31,7 @@ type parts struct {
 	settings   *devSettings
 	dir        *datadir.Dir
 	http, grpc net.Listener
+	stderr     io.Writer
 	log        *slog.Logger
 }
 
@@ -47,6 +48,7 @@ type life struct {
 	// signals brings SIGINT and SIGTERM: the first ends the life in order, the second at once.
 	signals <-chan os.Signal
 	stdout  io.Writer
+	stderr  io.Writer
 	log     *slog.Logger
 }
 
@@ -60,7 +62,7 @@ func (l *life) run(ctx context.Context) (err error) {
 
 	// The addresses are taken first: that somebody else has them is the commonest fault, and should
 	// be told before anything is built.
-	p := parts{settings: l.settings, dir: dir, log: l.log}
+	p := parts{settings: l.settings, dir: dir, stderr: l.stderr, log: l.log}
 	if p.http, err = listen("--listen", l.settings.Listen); err != nil {
 		return err
 	}

@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"github.com/spf13/pflag"
+
+	"github.com/doze-run/doze/control"
 )
 
 // devSettings is what `doze dev` was told, by flags, DOZE_* variables, the config file and
@@ -38,7 +40,13 @@ type devSettings struct {
 	// PriceBook is the path of a price book, "" for the default one.
 	PriceBook   string
 	AllowRemote bool
-	Region      string
+	// Auth verifies access keys.
+	Auth bool
+	// ClusterKeyFile is a path, "" for one in DataDir.
+	ClusterKeyFile string
+	// RootKey comes from variables alone; the zero one has one made.
+	RootKey control.RootKey
+	Region  string
 	// PprofListen is host:port on the loopback, "" for none.
 	PprofListen string
 	// ShutdownTimeout bounds how long running calls are waited for at the end.
@@ -62,7 +70,9 @@ func (s *devSettings) flagSet(getenv func(string) string) *pflag.FlagSet {
 	f.StringVar(&s.Config, "config", "", "config `FILE` (.yaml, .toml or .json) whose keys are the names of these flags")
 	f.Var(&addressValue{&s.Listen}, "listen", "where the API listens; port 0 for any free one")
 	f.Var(&addressValue{&s.GRPCListen}, "grpc-listen", "where gRPC listens")
-	f.BoolVar(&s.AllowRemote, "allow-remote", false, "let --listen and --grpc-listen be reached from other machines: anybody there can run code here")
+	f.BoolVar(&s.Auth, "auth", false, "take only requests that are signed with an access key (doze key), which other machines may then send too")
+	f.StringVar(&s.ClusterKeyFile, "cluster-key-file", "", "`FILE` with the key that seals secrets in the data folder (default control/cluster.key in it; made if it is not there)")
+	f.BoolVar(&s.AllowRemote, "allow-remote", false, "let --listen and --grpc-listen be reached from other machines without --auth: anybody there can run code here")
 	f.StringVar(&s.DataDir, "data-dir", defaultDataDir(os.Geteuid(), getenv), "`DIR` for functions, code, events and the bill")
 	f.Var(&durationValue{&s.IdleTimeout, 10 * time.Millisecond, 24 * time.Hour}, "idle-timeout", "end an instance that had nothing to do for so long")
 	f.Var(&sizeValue{&s.Memory}, "memory", "memory for all instances together, such as 8GiB (default what the machine has, less a reserve)")
@@ -96,8 +106,8 @@ func defaultDataDir(uid int, getenv func(string) string) string {
 // check looks at what no single flag can see.
 func (s *devSettings) check() error {
 	for _, l := range []struct{ flag, address string }{{"--listen", s.Listen}, {"--grpc-listen", s.GRPCListen}} {
-		if !s.AllowRemote && !isLoopback(l.address) {
-			return usagef("%s %s can be reached from other machines, and doze dev lets anybody who can reach it run code here: add --allow-remote if that is what you want", l.flag, l.address)
+		if !s.AllowRemote && !s.Auth && !isLoopback(l.address) {
+			return usagef("%s %s can be reached from other machines, and doze dev lets anybody who can reach it run code here: add --auth to take only requests signed with an access key, or --allow-remote if anybody is what you want", l.flag, l.address)
 		}
 	}
 	if s.PprofListen != "" && !isLoopback(s.PprofListen) {

@@ -63,6 +63,9 @@ func (c *client) explain(err error) error {
 		dns       *net.DNSError
 		parse     *smithy.DeserializationError
 	)
+	if refused := c.refused(err); refused != "" {
+		return c.saying(err, "%s", refused)
+	}
 	switch {
 	case errors.Is(err, syscall.ECONNREFUSED):
 		return c.saying(err, "no answer at %s: is `doze dev` running? Start it, or say where it is with --endpoint or %s", c.endpoint, endpointEnv)

@@ -69,12 +69,18 @@ type body struct {
 	limit     int64
 	operation string
 	held      int64
+	// whole is the body once prove has read it; read tells that it has.
+	whole []byte
+	read  bool
 	// err is why decoding failed, for the error handler.
 	err error
 }
 
 // bytes reads the whole body. Its error is a Fault when the client is to blame.
 func (b *body) bytes() ([]byte, error) {
+	if b.read {
+		return b.whole, nil
+	}
 	if b.r.ContentLength > b.limit {
 		return nil, b.tooLarge()
 	}
@@ -100,6 +106,19 @@ func (b *body) bytes() ([]byte, error) {
 		}
 	}
 	return data, nil
+}
+
+// prove reads the body ahead where who calls is only known with it.
+func (b *body) prove(x *exchange) error {
+	if x.proof == nil {
+		return nil
+	}
+	data, err := b.bytes()
+	if err != nil {
+		return err
+	}
+	b.whole, b.read = data, true
+	return x.prove(data)
 }
 
 // chunked reads a body of unknown size.

@@ -78,7 +78,7 @@ func (s *service) GetFunctionCodeSigningConfig(ctx context.Context, r *dozev1.Ge
 
 // GetAccountSettings implements dozev1.LambdaServer.
 func (s *service) GetAccountSettings(ctx context.Context, _ *dozev1.GetAccountSettingsRequest) (*dozev1.GetAccountSettingsResponse, error) {
-	account := exchangeOf(ctx).account
+	account := exchangeOf(ctx).caller.Account
 	usage := s.config.Registry.Usage(account)
 	return &dozev1.GetAccountSettingsResponse{
 		AccountLimit: &dozev1.AccountLimit{

@@ -15,14 +15,26 @@ import (
 // exchange is what is known of one request beside its message. It travels in the context from
 // the edge to the operation.
 type exchange struct {
-	id      requestID
-	account string
+	id     requestID
+	caller Identity
+	// proof is what is left to verify of who calls; nil when nothing is.
+	proof Proof
 	// baseURL is how the client reached us ("http://127.0.0.1:9000"), for links in answers.
 	baseURL string
+	// operation is the method's name.
+	operation string
 	// route, params and query are set over REST only.
 	route  *route
 	params map[string]string
 	query  url.Values
+}
+
+// prove ends the verification of who calls, when the body is there.
+func (x *exchange) prove(body []byte) error {
+	if x.proof == nil {
+		return nil
+	}
+	return x.proof(body)
 }
 
 type exchangeKey struct{}

@@ -31,6 +31,9 @@ const (
 	codeInvalidRuntime    = "InvalidRuntimeException"
 	codePolicyLength      = "PolicyLengthExceededException"
 	codeCodeStorage       = "CodeStorageExceededException"
+	codeIncomplete        = "IncompleteSignatureException"
+	codeLimitExceeded     = "LimitExceededException"
+	codeInvalidAction     = "InvalidAction"
 	codeAccessDenied      = "AccessDeniedException"
 	codeUnrecognized      = "UnrecognizedClientException"
 	codeInvalidSignature  = "InvalidSignatureException"
@@ -81,7 +84,7 @@ func (f *Fault) Status() int {
 		return http.StatusBadGateway
 	case codeRequestTimeout:
 		return http.StatusRequestTimeout
-	case codeAccessDenied, codeUnrecognized, codeInvalidSignature, codeMissingAuth, codeExpiredToken:
+	case codeAccessDenied, codeUnrecognized, codeInvalidSignature, codeMissingAuth, codeExpiredToken, codeIncomplete:
 		return http.StatusForbidden
 	default:
 		return http.StatusBadRequest
@@ -120,7 +123,10 @@ func (f *Fault) status(id requestID) *status.Status {
 	case http.StatusRequestTimeout:
 		code = codes.DeadlineExceeded
 	case http.StatusForbidden:
-		code = codes.PermissionDenied
+		code = codes.Unauthenticated
+		if f.Code == codeAccessDenied {
+			code = codes.PermissionDenied
+		}
 	}
 	s := status.New(code, f.Message)
 	detailed, err := s.WithDetails(&dozev1.ErrorDetail{

@@ -38,6 +38,9 @@ type Registry interface {
 	List(account, after string, max int) (page []*registry.Function, more bool)
 	Usage(account string) registry.Usage
 	UnreservedConcurrency(account string) int
+	AccessKey(id string) (*registry.AccessKey, bool)
+	// AccessKeys are an account's, everybody's for "", by id.
+	AccessKeys(account string) []*registry.AccessKey
 }
 
 // Proposer changes the replicated state. When Propose answers without error the change is
@@ -77,29 +80,6 @@ type Platform interface {
 	Logs(ctx context.Context, account, function string, since time.Time, follow bool, fn func(*dozev1.LogRecord) error) error
 }
 
-// Identity is who calls.
-type Identity struct {
-	// Account is the 12 digits whose functions the caller sees and pays for.
-	Account string
-}
-
-// Authenticator tells who calls. Its error should be a *Fault; any other is an internal error.
-type Authenticator interface {
-	HTTP(r *http.Request) (Identity, error)
-	GRPC(ctx context.Context) (Identity, error)
-}
-
-// Anyone accepts whatever credentials come, or none, as one account: for `doze dev` on loopback.
-type Anyone struct {
-	Account string
-}
-
-// HTTP implements Authenticator.
-func (a Anyone) HTTP(*http.Request) (Identity, error) { return Identity{Account: a.Account}, nil }
-
-// GRPC implements Authenticator.
-func (a Anyone) GRPC(context.Context) (Identity, error) { return Identity{Account: a.Account}, nil }
-
 // DevAccount is the account of `doze dev`.
 const DevAccount = "000000000000"
 
@@ -111,6 +91,8 @@ type Config struct {
 	Invoker       Invoker
 	Platform      Platform
 	Authenticator Authenticator
+	// Cipher seals the secrets of new access keys.
+	Cipher Cipher
 	// Region is the one that ARNs of functions here carry; "us-east-1" when empty.
 	Region string
 	// BaseURL is how clients reach the HTTP side, for links that are asked for over gRPC.
@@ -159,8 +141,8 @@ func Open(config Config) (*Gateway, error) {
 	switch {
 	case config.Registry == nil || config.Proposer == nil || config.Code == nil:
 		return nil, errors.New("gateway: needs a registry, a proposer and a code store")
-	case config.Invoker == nil || config.Platform == nil || config.Authenticator == nil || config.Logger == nil:
-		return nil, errors.New("gateway: needs an invoker, a platform, an authenticator and a logger")
+	case config.Invoker == nil || config.Platform == nil || config.Authenticator == nil || config.Cipher == nil || config.Logger == nil:
+		return nil, errors.New("gateway: needs an invoker, a platform, an authenticator, a cipher and a logger")
 	}
 	if config.Region == "" {
 		config.Region = defaultRegion

@@ -77,7 +77,7 @@ func newWorld(t *testing.T) *world {
 	}
 	g, err := Open(Config{
 		Registry: hookedState{w.state, w}, Proposer: w, Code: w.code, Invoker: w.invoker, Platform: shownPlatform{},
-		Authenticator: Anyone{Account: DevAccount}, BaseURL: "http://doze.example",
+		Authenticator: Anyone{Account: DevAccount}, Cipher: plainCipher{}, BaseURL: "http://doze.example",
 		Logger: slog.New(slog.NewTextHandler(testWriter{t}, nil)), Now: w.clock.Now,
 	})
 	if err != nil {
@@ -261,6 +261,12 @@ func (s *scriptedInvoker) lastCall(t *testing.T) *invoke.Call {
 	}
 	return s.calls[len(s.calls)-1]
 }
+
+// plainCipher seals nothing.
+type plainCipher struct{}
+
+func (plainCipher) Seal(plain []byte, _ string) []byte           { return plain }
+func (plainCipher) Open(sealed []byte, _ string) ([]byte, error) { return sealed, nil }
 
 // shownPlatform shows fixed things.
 type shownPlatform struct{}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"path"
 	"runtime/debug"
 
 	"google.golang.org/grpc"
@@ -33,6 +34,10 @@ func (g *Gateway) unary(ctx context.Context, request any, info *grpc.UnaryServer
 			return nil, err
 		}
 	}
+	x.operation = path.Base(info.FullMethod)
+	if err := g.service.authorize(x.caller, x.operation, m); err != nil {
+		return nil, err
+	}
 	if err := g.validator.check(m); err != nil {
 		return nil, err
 	}
@@ -49,7 +54,7 @@ func (g *Gateway) unaryNetwork(ctx context.Context, request any, info *grpc.Unar
 	if _, ours := info.Server.(*service); !ours {
 		return handler(ctx, request) // health, reflection
 	}
-	ctx, x, err := g.accept(ctx)
+	ctx, x, err := g.accept(ctx, info.FullMethod)
 	if err != nil {
 		return nil, g.statusError(info.FullMethod, x, err)
 	}
@@ -68,7 +73,7 @@ func (g *Gateway) stream(server any, ss grpc.ServerStream, info *grpc.StreamServ
 	if _, ours := server.(*service); !ours {
 		return handler(server, ss)
 	}
-	ctx, x, err := g.accept(ss.Context())
+	ctx, x, err := g.accept(ss.Context(), info.FullMethod)
 	if err != nil {
 		return g.statusError(info.FullMethod, x, err)
 	}
@@ -79,17 +84,18 @@ func (g *Gateway) stream(server any, ss grpc.ServerStream, info *grpc.StreamServ
 		}
 	}()
 	_ = ss.SetHeader(metadata.Pairs(metadataRequestID, x.id.String()))
-	if err := handler(server, &checkedStream{ServerStream: ss, ctx: ctx, validator: g.validator}); err != nil {
+	if err := handler(server, &checkedStream{ServerStream: ss, ctx: ctx, gateway: g, operation: path.Base(info.FullMethod)}); err != nil {
 		return g.statusError(info.FullMethod, x, err)
 	}
 	return nil
 }
 
-// checkedStream validates what it receives.
+// checkedStream authorizes and validates what it receives.
 type checkedStream struct {
 	grpc.ServerStream
 	ctx       context.Context
-	validator *validator
+	gateway   *Gateway
+	operation string
 }
 
 // Context implements grpc.ServerStream.
@@ -101,19 +107,24 @@ func (s *checkedStream) RecvMsg(m any) error {
 		return err
 	}
 	if m, ok := m.(proto.Message); ok {
-		return s.validator.check(m)
+		x := exchangeOf(s.ctx)
+		x.operation = s.operation
+		if err := s.gateway.service.authorize(x.caller, x.operation, m); err != nil {
+			return err
+		}
+		return s.gateway.validator.check(m)
 	}
 	return nil
 }
 
 // accept makes the exchange of a gRPC request and asks who calls. x is there even with an error.
-func (g *Gateway) accept(ctx context.Context) (context.Context, *exchange, error) {
+func (g *Gateway) accept(ctx context.Context, method string) (context.Context, *exchange, error) {
 	x := &exchange{id: newRequestID(), baseURL: g.config.BaseURL}
-	identity, err := g.config.Authenticator.GRPC(ctx)
+	caller, err := g.config.Authenticator.GRPC(ctx, method)
 	if err != nil {
 		return ctx, x, err
 	}
-	x.account = identity.Account
+	x.caller = caller
 	return withExchange(ctx, x), x, nil
 }
 
@@ -128,5 +139,5 @@ func (g *Gateway) statusError(method string, x *exchange, err error) error {
 
 func (g *Gateway) logFailure(operation string, x *exchange, err error) {
 	g.config.Logger.LogAttrs(context.Background(), slog.LevelError, "operation failed",
-		slog.String("operation", operation), slog.String("requestId", x.id.String()), slog.String("account", x.account), slog.Any("error", err))
+		slog.String("operation", operation), slog.String("requestId", x.id.String()), slog.String("account", x.caller.Account), slog.Any("error", err))
 }

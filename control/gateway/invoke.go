@@ -41,7 +41,7 @@ const (
 // invocation is one Invoke, from either edge, before its function is known.
 type invocation struct {
 	id            requestID
-	account       string
+	caller        Identity
 	name          string
 	qualifier     string
 	kind          string
@@ -98,12 +98,20 @@ func (s *service) invoke(ctx context.Context, in *invocation) (*invoke.Answer, e
 	return answer, nil
 }
 
-// invokeTarget is target with a short way for plain names.
+// invokeTarget is target with a short way for plain names, and with a way to functions of other
+// accounts whose policy allows it.
 func (s *service) invokeTarget(ctx context.Context, in *invocation) (target, error) {
 	if registry.IsName(in.name) {
-		return target{account: in.account, name: in.name, qualifier: in.qualifier}, nil
+		return target{account: in.caller.Account, name: in.name, qualifier: in.qualifier}, nil
 	}
-	return s.target(ctx, in.name, in.qualifier)
+	t, err := s.named(ctx, in.name, in.qualifier)
+	if err == nil && t.account != in.caller.Account {
+		if in.caller.KeyID == "" {
+			return t, s.notFound(t)
+		}
+		err = s.admit(in.caller, t)
+	}
+	return t, err
 }
 
 // invocable finds what to run, and waits a little while for one that is still being created.
@@ -215,7 +223,7 @@ func (s *service) Invoke(ctx context.Context, r *dozev1.InvokeRequest) (*dozev1.
 	}
 	x := exchangeOf(ctx)
 	in := &invocation{
-		id: x.id, account: x.account, name: r.GetFunctionName(), qualifier: r.GetQualifier(),
+		id: x.id, caller: x.caller, name: r.GetFunctionName(), qualifier: r.GetQualifier(),
 		kind: r.GetInvocationType(), tail: r.GetLogType() == "Tail",
 		clientContext: r.GetClientContext(), payload: r.GetPayload(),
 	}

@@ -214,9 +214,9 @@ func TestInvokePending(t *testing.T) {
 		t.Errorf("%s %s after %d looks", answer.Status, body, looks)
 	}
 	w.create("g")
-	ctx, cancel := context.WithCancel(withExchange(t.Context(), &exchange{account: DevAccount}))
+	ctx, cancel := context.WithCancel(withExchange(t.Context(), &exchange{caller: Identity{Account: DevAccount, Role: registry.RoleRoot}}))
 	cancel() // instead of waiting out the two seconds
-	_, err := w.gateway.service.invoke(ctx, &invocation{account: DevAccount, name: "g", kind: typeRequestResponse})
+	_, err := w.gateway.service.invoke(ctx, &invocation{caller: Identity{Account: DevAccount, Role: registry.RoleRoot}, name: "g", kind: typeRequestResponse})
 	var f *Fault
 	if !errors.As(err, &f) || f.Code != codeConflict || !strings.HasSuffix(f.Message, "The function is currently in the following state: Pending") {
 		t.Errorf("pending: %v", err)

@@ -15,7 +15,7 @@ import (
 // serveInvoke is the REST face: plain, since grpc-gateway's generic way costs twice the
 // allocations on the path that everything else waits for.
 func (g *Gateway) serveInvoke(w http.ResponseWriter, r *http.Request, x *exchange, name string) {
-	in := &invocation{id: x.id, account: x.account, name: name}
+	in := &invocation{id: x.id, caller: x.caller, name: name}
 	if err := g.readInvocation(r, in); err != nil {
 		g.fail(w, "Invoke", x, err)
 		return
@@ -29,6 +29,14 @@ func (g *Gateway) serveInvoke(w http.ResponseWriter, r *http.Request, x *exchang
 	if in.payload, err = b.bytes(); err != nil {
 		f, _ := faultOf(err)
 		b.refuse(w, f)
+		return
+	}
+	if err := x.prove(in.payload); err != nil {
+		g.fail(w, "Invoke", x, err)
+		return
+	}
+	if err := g.service.authorize(x.caller, "Invoke", nil); err != nil {
+		g.fail(w, "Invoke", x, err)
 		return
 	}
 	ctx := r.Context()

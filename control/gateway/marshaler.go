@@ -29,6 +29,8 @@ func (awsJSON) Marshal(v any) ([]byte, error) {
 		return appendList(v), nil
 	case []*dozev1.Runtime:
 		return appendList(v), nil
+	case []*dozev1.AccessKey:
+		return appendList(v), nil
 	default:
 		return nil, fmt.Errorf("no JSON for %T", v)
 	}

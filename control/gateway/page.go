@@ -40,7 +40,7 @@ func readMarker(marker *string) (name, qualifier string, err error) {
 
 // ListFunctions implements dozev1.LambdaServer.
 func (s *service) ListFunctions(ctx context.Context, r *dozev1.ListFunctionsRequest) (*dozev1.ListFunctionsResponse, error) {
-	account := exchangeOf(ctx).account
+	account := exchangeOf(ctx).caller.Account
 	name, version, err := readMarker(r.Marker)
 	if err != nil {
 		return nil, err

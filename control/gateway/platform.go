@@ -8,6 +8,7 @@ import (
 
 	"google.golang.org/grpc"
 
+	"github.com/doze-run/doze/control/registry"
 	dozev1 "github.com/doze-run/doze/proto/doze/v1"
 )
 
@@ -16,7 +17,7 @@ const writeTimeout = 30 * time.Second
 
 // ListInstances implements dozev1.LambdaServer.
 func (s *service) ListInstances(ctx context.Context, _ *dozev1.InstancesRequest) (*dozev1.InstancesResponse, error) {
-	instances, err := s.config.Platform.Instances(ctx, exchangeOf(ctx).account)
+	instances, err := s.config.Platform.Instances(ctx, exchangeOf(ctx).caller.Account)
 	return &dozev1.InstancesResponse{Instances: instances}, err
 }
 
@@ -32,12 +33,16 @@ func (s *service) GetBill(ctx context.Context, r *dozev1.GetBillRequest) (*dozev
 	if month == "" {
 		month = s.config.Now().UTC().Format("2006-01")
 	}
-	return s.config.Platform.Bill(ctx, exchangeOf(ctx).account, month)
+	return s.config.Platform.Bill(ctx, exchangeOf(ctx).caller.Account, month)
 }
 
 // GetStatus implements dozev1.LambdaServer.
 func (s *service) GetStatus(ctx context.Context, _ *dozev1.GetStatusRequest) (*dozev1.Status, error) {
-	return s.config.Platform.Status(ctx)
+	status, err := s.config.Platform.Status(ctx)
+	if caller := exchangeOf(ctx).caller; err == nil && caller.Role != registry.RoleRoot {
+		status.Functions = int64(s.config.Registry.Usage(caller.Account).FunctionCount)
+	}
+	return status, err
 }
 
 // TailLogs implements dozev1.LambdaServer.
@@ -97,10 +102,20 @@ func (g *Gateway) serveLogs(w http.ResponseWriter, r *http.Request, x *exchange)
 		g.fail(w, "TailLogs", x, faultf(codeValidation, "The query string is malformed: %v.", err))
 		return
 	}
-	x.route, x.query = logsRoute(), query
+	x.route, x.query, x.operation = logsRoute(), query, "TailLogs"
 	x.params = map[string]string{"functionName": segments[3]} // the member has its JSON name there
+	b := &body{r: r, control: http.NewResponseController(w), memory: g.memory, limit: maxOtherRequest, operation: "TailLogs"}
+	defer b.release()
+	if err := b.prove(x); err != nil {
+		g.fail(w, "TailLogs", x, err)
+		return
+	}
 	request := &dozev1.TailLogsRequest{}
 	if err := x.bind(request.ProtoReflect()); err != nil {
+		g.fail(w, "TailLogs", x, err)
+		return
+	}
+	if err := g.service.authorize(x.caller, "TailLogs", request); err != nil {
 		g.fail(w, "TailLogs", x, err)
 		return
 	}

@@ -41,12 +41,15 @@ func (g *Gateway) serveHTTP(w http.ResponseWriter, r *http.Request) {
 		g.serveCode(w, r, strings.TrimPrefix(path, codePrefix))
 		return
 	}
-	identity, err := g.config.Authenticator.HTTP(r)
-	if err != nil {
-		g.fail(w, "authenticate", x, err)
+	if path == "/" && isSTS(r) {
+		g.serveSTS(w, r, x)
 		return
 	}
-	x.account = identity.Account
+	var err error
+	if x.caller, x.proof, err = g.config.Authenticator.HTTP(r, serviceLambda); err != nil {
+		g.refuse(w, r, x, err)
+		return
+	}
 	if r.Method == http.MethodPost && strings.HasPrefix(path, invokePrefix) && strings.HasSuffix(path, invokeSuffix) {
 		if name, ok := invokeName(path); ok {
 			g.serveInvoke(w, r, x, name)
@@ -111,6 +114,10 @@ func (g *Gateway) serveOperation(w http.ResponseWriter, r *http.Request, x *exch
 		b.refuse(w, f)
 		return
 	}
+	if err := b.prove(x); err != nil {
+		g.failBody(w, b, x, err)
+		return
+	}
 	inner := (&http.Request{
 		Method:     route.verb,
 		URL:        &url.URL{Path: route.template},
@@ -167,18 +174,38 @@ func (g *Gateway) handleError(ctx context.Context, _ *runtime.ServeMux, _ runtim
 		g.fail(w, operationOf(x), x, err)
 		return
 	}
-	f, known := faultOf(b.err)
+	if a, ok := w.(*answerWriter); ok {
+		w = a.ResponseWriter
+	}
+	g.failBody(w, b, x, b.err)
+}
+
+// failBody answers with why a body was not taken; it may not have been read to its end.
+func (g *Gateway) failBody(w http.ResponseWriter, b *body, x *exchange, err error) {
+	f, known := faultOf(err)
 	if !known {
-		g.logFailure(operationOf(x), x, b.err)
+		g.logFailure(operationOf(x), x, err)
 	}
 	if f.Code == codeTooLarge || f.Code == codeTooMany || f.Code == codeRequestTimeout {
-		if a, ok := w.(*answerWriter); ok {
-			w = a.ResponseWriter
-		}
 		b.refuse(w, f)
 		return
 	}
 	f.write(w)
+}
+
+// refuse answers a caller who is not let in. A large body is read on for a while, so that who sends
+// it sees the answer.
+func (g *Gateway) refuse(w http.ResponseWriter, r *http.Request, x *exchange, err error) {
+	f, known := faultOf(err)
+	if !known {
+		g.logFailure("authenticate", x, err)
+	}
+	if r.ContentLength >= 0 && r.ContentLength <= freeBody {
+		f.write(w) // net/http reads on that far
+		return
+	}
+	b := &body{r: r, control: http.NewResponseController(w)}
+	b.refuse(w, f)
 }
 
 // handleRoutingError cannot happen as long as templates and annotations agree, which a test holds.

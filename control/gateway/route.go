@@ -77,8 +77,10 @@ func newRouter(service protoreflect.ServiceDescriptor) (*router, error) {
 		if offered[string(method.Name())] || rule == nil {
 			continue
 		}
-		if path := rule.GetGet(); path != "" {
-			r.routes = append(r.routes, newRoute(string(method.Name()), "GET", path, method))
+		for verb, path := range map[string]string{"GET": rule.GetGet(), "POST": rule.GetPost(), "DELETE": rule.GetDelete()} {
+			if path != "" {
+				r.routes = append(r.routes, newRoute(string(method.Name()), verb, path, method))
+			}
 		}
 	}
 	return r, nil
@@ -91,7 +93,7 @@ func newRoute(operation, verb, uri string, method protoreflect.MethodDescriptor)
 	template := make([]string, 0, 6)
 	for _, s := range strings.Split(strings.Trim(path, "/"), "/") {
 		if name, ok := strings.CutPrefix(s, "{"); ok {
-			r.segments = append(r.segments, segment{param: strings.TrimSuffix(name, "}")})
+			r.segments = append(r.segments, segment{param: memberInPath(strings.TrimSuffix(name, "}"), method)})
 			template = append(template, "-")
 			continue
 		}
@@ -108,6 +110,17 @@ func newRoute(operation, verb, uri string, method protoreflect.MethodDescriptor)
 		}
 	}
 	return r
+}
+
+// memberInPath is a path parameter's name as members are bound by: the model's table has it, an
+// annotation the field's own.
+func memberInPath(name string, method protoreflect.MethodDescriptor) string {
+	if method != nil {
+		if fd := method.Input().Fields().ByName(protoreflect.Name(name)); fd != nil {
+			return fd.JSONName()
+		}
+	}
+	return name
 }
 
 // match finds the route. params are the decoded path parameters, by the model's member names.

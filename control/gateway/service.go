@@ -28,9 +28,21 @@ type target struct {
 	qualifier string
 }
 
-// target takes apart a FunctionName and joins it with a Qualifier parameter ("" for none).
+// target is named, and refuses other accounts' functions.
 func (s *service) target(ctx context.Context, functionName, qualifier string) (target, error) {
-	t := target{account: exchangeOf(ctx).account}
+	t, err := s.named(ctx, functionName, qualifier)
+	if x := exchangeOf(ctx); err == nil && t.account != x.caller.Account {
+		if x.caller.KeyID == "" {
+			return t, s.notFound(t) // there are no other accounts
+		}
+		err = denied(x.caller, x.operation, s.arn(t.account, t.name, t.qualifier), "resource")
+	}
+	return t, err
+}
+
+// named takes apart a FunctionName and joins it with a Qualifier parameter ("" for none).
+func (s *service) named(ctx context.Context, functionName, qualifier string) (target, error) {
+	t := target{account: exchangeOf(ctx).caller.Account}
 	account, region, name, derived, err := registry.ParseFunctionName(functionName)
 	if err != nil {
 		// It has the model's form, but no function can have this name.
@@ -47,9 +59,8 @@ func (s *service) target(ctx context.Context, functionName, qualifier string) (t
 	if derived != "" {
 		t.qualifier = derived
 	}
-	if account != "" && account != t.account {
+	if account != "" {
 		t.account = account
-		return t, s.notFound(t)
 	}
 	return t, nil
 }

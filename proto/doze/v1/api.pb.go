@@ -6631,6 +6631,324 @@ func (x *LogRecord) GetMessage() string {
 	return ""
 }
 
+type CreateKeyRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Role  *string                `protobuf:"bytes,1,opt,name=role,proto3,oneof" json:"role,omitempty"`
+	// The account it is for; the caller's when absent. Another's takes the role root.
+	Account       *string `protobuf:"bytes,2,opt,name=account,proto3,oneof" json:"account,omitempty"`
+	Description   *string `protobuf:"bytes,3,opt,name=description,proto3,oneof" json:"description,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CreateKeyRequest) Reset() {
+	*x = CreateKeyRequest{}
+	mi := &file_doze_v1_api_proto_msgTypes[102]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CreateKeyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CreateKeyRequest) ProtoMessage() {}
+
+func (x *CreateKeyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_doze_v1_api_proto_msgTypes[102]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CreateKeyRequest.ProtoReflect.Descriptor instead.
+func (*CreateKeyRequest) Descriptor() ([]byte, []int) {
+	return file_doze_v1_api_proto_rawDescGZIP(), []int{102}
+}
+
+func (x *CreateKeyRequest) GetRole() string {
+	if x != nil && x.Role != nil {
+		return *x.Role
+	}
+	return ""
+}
+
+func (x *CreateKeyRequest) GetAccount() string {
+	if x != nil && x.Account != nil {
+		return *x.Account
+	}
+	return ""
+}
+
+func (x *CreateKeyRequest) GetDescription() string {
+	if x != nil && x.Description != nil {
+		return *x.Description
+	}
+	return ""
+}
+
+type ListKeysRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The account whose keys are asked for. Absent: the caller's, for the role root all.
+	Account       *string `protobuf:"bytes,1,opt,name=account,proto3,oneof" json:"account,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListKeysRequest) Reset() {
+	*x = ListKeysRequest{}
+	mi := &file_doze_v1_api_proto_msgTypes[103]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListKeysRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListKeysRequest) ProtoMessage() {}
+
+func (x *ListKeysRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_doze_v1_api_proto_msgTypes[103]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListKeysRequest.ProtoReflect.Descriptor instead.
+func (*ListKeysRequest) Descriptor() ([]byte, []int) {
+	return file_doze_v1_api_proto_rawDescGZIP(), []int{103}
+}
+
+func (x *ListKeysRequest) GetAccount() string {
+	if x != nil && x.Account != nil {
+		return *x.Account
+	}
+	return ""
+}
+
+type ListKeysResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Keys          []*AccessKey           `protobuf:"bytes,1,rep,name=keys,proto3" json:"keys,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListKeysResponse) Reset() {
+	*x = ListKeysResponse{}
+	mi := &file_doze_v1_api_proto_msgTypes[104]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListKeysResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListKeysResponse) ProtoMessage() {}
+
+func (x *ListKeysResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_doze_v1_api_proto_msgTypes[104]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListKeysResponse.ProtoReflect.Descriptor instead.
+func (*ListKeysResponse) Descriptor() ([]byte, []int) {
+	return file_doze_v1_api_proto_rawDescGZIP(), []int{104}
+}
+
+func (x *ListKeysResponse) GetKeys() []*AccessKey {
+	if x != nil {
+		return x.Keys
+	}
+	return nil
+}
+
+type RevokeKeyRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	AccessKeyId   *string                `protobuf:"bytes,1,opt,name=access_key_id,json=accessKeyId,proto3,oneof" json:"access_key_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RevokeKeyRequest) Reset() {
+	*x = RevokeKeyRequest{}
+	mi := &file_doze_v1_api_proto_msgTypes[105]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RevokeKeyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RevokeKeyRequest) ProtoMessage() {}
+
+func (x *RevokeKeyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_doze_v1_api_proto_msgTypes[105]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RevokeKeyRequest.ProtoReflect.Descriptor instead.
+func (*RevokeKeyRequest) Descriptor() ([]byte, []int) {
+	return file_doze_v1_api_proto_rawDescGZIP(), []int{105}
+}
+
+func (x *RevokeKeyRequest) GetAccessKeyId() string {
+	if x != nil && x.AccessKeyId != nil {
+		return *x.AccessKeyId
+	}
+	return ""
+}
+
+type RevokeKeyResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RevokeKeyResponse) Reset() {
+	*x = RevokeKeyResponse{}
+	mi := &file_doze_v1_api_proto_msgTypes[106]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RevokeKeyResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RevokeKeyResponse) ProtoMessage() {}
+
+func (x *RevokeKeyResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_doze_v1_api_proto_msgTypes[106]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RevokeKeyResponse.ProtoReflect.Descriptor instead.
+func (*RevokeKeyResponse) Descriptor() ([]byte, []int) {
+	return file_doze_v1_api_proto_rawDescGZIP(), []int{106}
+}
+
+// AccessKey is what a client signs its requests with.
+type AccessKey struct {
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	AccessKeyId string                 `protobuf:"bytes,1,opt,name=access_key_id,json=accessKeyId,proto3" json:"access_key_id,omitempty"`
+	// Only in the answer of CreateKey.
+	SecretAccessKey *string `protobuf:"bytes,2,opt,name=secret_access_key,json=secretAccessKey,proto3,oneof" json:"secret_access_key,omitempty"`
+	Account         string  `protobuf:"bytes,3,opt,name=account,proto3" json:"account,omitempty"`
+	// "root", "admin", "deployer" or "invoker".
+	Role        string  `protobuf:"bytes,4,opt,name=role,proto3" json:"role,omitempty"`
+	Description *string `protobuf:"bytes,5,opt,name=description,proto3,oneof" json:"description,omitempty"`
+	// RFC 3339, UTC.
+	CreatedAt     string `protobuf:"bytes,6,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AccessKey) Reset() {
+	*x = AccessKey{}
+	mi := &file_doze_v1_api_proto_msgTypes[107]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AccessKey) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AccessKey) ProtoMessage() {}
+
+func (x *AccessKey) ProtoReflect() protoreflect.Message {
+	mi := &file_doze_v1_api_proto_msgTypes[107]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AccessKey.ProtoReflect.Descriptor instead.
+func (*AccessKey) Descriptor() ([]byte, []int) {
+	return file_doze_v1_api_proto_rawDescGZIP(), []int{107}
+}
+
+func (x *AccessKey) GetAccessKeyId() string {
+	if x != nil {
+		return x.AccessKeyId
+	}
+	return ""
+}
+
+func (x *AccessKey) GetSecretAccessKey() string {
+	if x != nil && x.SecretAccessKey != nil {
+		return *x.SecretAccessKey
+	}
+	return ""
+}
+
+func (x *AccessKey) GetAccount() string {
+	if x != nil {
+		return x.Account
+	}
+	return ""
+}
+
+func (x *AccessKey) GetRole() string {
+	if x != nil {
+		return x.Role
+	}
+	return ""
+}
+
+func (x *AccessKey) GetDescription() string {
+	if x != nil && x.Description != nil {
+		return *x.Description
+	}
+	return ""
+}
+
+func (x *AccessKey) GetCreatedAt() string {
+	if x != nil {
+		return x.CreatedAt
+	}
+	return ""
+}
+
 var File_doze_v1_api_proto protoreflect.FileDescriptor
 
 const file_doze_v1_api_proto_rawDesc = "" +
@@ -7489,7 +7807,36 @@ const file_doze_v1_api_proto_rawDesc = "" +
 	"\tLogRecord\x12\x13\n" +
 	"\x05at_ms\x18\x01 \x01(\x03R\x04atMs\x12\x16\n" +
 	"\x06stream\x18\x02 \x01(\tR\x06stream\x12\x18\n" +
-	"\amessage\x18\x03 \x01(\tR\amessage2\xd8'\n" +
+	"\amessage\x18\x03 \x01(\tR\amessage\"\xb0\x01\n" +
+	"\x10CreateKeyRequest\x12!\n" +
+	"\x04role\x18\x01 \x01(\tB\b\xa2\xb8\x19\x04\bP\x10\x01H\x00R\x04role\x88\x01\x01\x12%\n" +
+	"\aaccount\x18\x02 \x01(\tB\x06\xa2\xb8\x19\x02\bQH\x01R\aaccount\x88\x01\x01\x12-\n" +
+	"\vdescription\x18\x03 \x01(\tB\x06\xa2\xb8\x19\x02\bRH\x02R\vdescription\x88\x01\x01B\a\n" +
+	"\x05_roleB\n" +
+	"\n" +
+	"\b_accountB\x0e\n" +
+	"\f_description\"F\n" +
+	"\x0fListKeysRequest\x12'\n" +
+	"\aaccount\x18\x01 \x01(\tB\b\xa2\xb8\x19\x04\bQ \x02H\x00R\aaccount\x88\x01\x01B\n" +
+	"\n" +
+	"\b_account\"B\n" +
+	"\x10ListKeysResponse\x12.\n" +
+	"\x04keys\x18\x01 \x03(\v2\x12.doze.v1.AccessKeyB\x06\xa2\xb8\x19\x02\x18\x01R\x04keys\"Y\n" +
+	"\x10RevokeKeyRequest\x123\n" +
+	"\raccess_key_id\x18\x01 \x01(\tB\n" +
+	"\xa2\xb8\x19\x06\bS\x10\x01 \x01H\x00R\vaccessKeyId\x88\x01\x01B\x10\n" +
+	"\x0e_access_key_id\"\x13\n" +
+	"\x11RevokeKeyResponse\"\xfa\x01\n" +
+	"\tAccessKey\x12\"\n" +
+	"\raccess_key_id\x18\x01 \x01(\tR\vaccessKeyId\x12/\n" +
+	"\x11secret_access_key\x18\x02 \x01(\tH\x00R\x0fsecretAccessKey\x88\x01\x01\x12\x18\n" +
+	"\aaccount\x18\x03 \x01(\tR\aaccount\x12\x12\n" +
+	"\x04role\x18\x04 \x01(\tR\x04role\x12%\n" +
+	"\vdescription\x18\x05 \x01(\tH\x01R\vdescription\x88\x01\x01\x12\x1d\n" +
+	"\n" +
+	"created_at\x18\x06 \x01(\tR\tcreatedAtB\x14\n" +
+	"\x12_secret_access_keyB\x0e\n" +
+	"\f_description2\x8f*\n" +
 	"\x06Lambda\x12y\n" +
 	"\x0eCreateFunction\x12\x1e.doze.v1.CreateFunctionRequest\x1a\x1e.doze.v1.FunctionConfiguration\"'\xba\xb8\x19\x03\b\xc9\x01\x82\xd3\xe4\x93\x02\x1a:\x01*\"\x15/2015-03-31/functions\x12w\n" +
 	"\vGetFunction\x12\x1b.doze.v1.GetFunctionRequest\x1a\x1c.doze.v1.GetFunctionResponse\"-\x82\xd3\xe4\x93\x02'\x12%/2015-03-31/functions/{function_name}\x12\xa1\x01\n" +
@@ -7525,7 +7872,10 @@ const file_doze_v1_api_proto_rawDesc = "" +
 	"\rListInstances\x12\x19.doze.v1.InstancesRequest\x1a\x1a.doze.v1.InstancesResponse\"+\xba\xb8\x19\x02\x10\x01\x82\xd3\xe4\x93\x02\x1fb\tinstances\x12\x12/doze/v1/instances\x12n\n" +
 	"\fListRuntimes\x12\x18.doze.v1.RuntimesRequest\x1a\x19.doze.v1.RuntimesResponse\")\xba\xb8\x19\x02\x10\x01\x82\xd3\xe4\x93\x02\x1db\bruntimes\x12\x11/doze/v1/runtimes\x12N\n" +
 	"\aGetBill\x12\x17.doze.v1.GetBillRequest\x1a\r.doze.v1.Bill\"\x1b\xba\xb8\x19\x02\x10\x01\x82\xd3\xe4\x93\x02\x0f\x12\r/doze/v1/bill\x12V\n" +
-	"\tGetStatus\x12\x19.doze.v1.GetStatusRequest\x1a\x0f.doze.v1.Status\"\x1d\xba\xb8\x19\x02\x10\x01\x82\xd3\xe4\x93\x02\x11\x12\x0f/doze/v1/status\x12B\n" +
+	"\tGetStatus\x12\x19.doze.v1.GetStatusRequest\x1a\x0f.doze.v1.Status\"\x1d\xba\xb8\x19\x02\x10\x01\x82\xd3\xe4\x93\x02\x11\x12\x0f/doze/v1/status\x12]\n" +
+	"\tCreateKey\x12\x19.doze.v1.CreateKeyRequest\x1a\x12.doze.v1.AccessKey\"!\xba\xb8\x19\x05\b\xc9\x01\x10\x01\x82\xd3\xe4\x93\x02\x12:\x01*\"\r/doze/v1/keys\x12b\n" +
+	"\bListKeys\x12\x18.doze.v1.ListKeysRequest\x1a\x19.doze.v1.ListKeysResponse\"!\xba\xb8\x19\x02\x10\x01\x82\xd3\xe4\x93\x02\x15b\x04keys\x12\r/doze/v1/keys\x12r\n" +
+	"\tRevokeKey\x12\x19.doze.v1.RevokeKeyRequest\x1a\x1a.doze.v1.RevokeKeyResponse\".\xba\xb8\x19\x05\b\xcc\x01\x10\x01\x82\xd3\xe4\x93\x02\x1f*\x1d/doze/v1/keys/{access_key_id}\x12B\n" +
 	"\bTailLogs\x12\x18.doze.v1.TailLogsRequest\x1a\x12.doze.v1.LogRecord\"\x06\xba\xb8\x19\x02\x10\x010\x01B/Z-github.com/doze-run/doze/proto/doze/v1;dozev1b\x06proto3"
 
 var (
@@ -7540,7 +7890,7 @@ func file_doze_v1_api_proto_rawDescGZIP() []byte {
 	return file_doze_v1_api_proto_rawDescData
 }
 
-var file_doze_v1_api_proto_msgTypes = make([]protoimpl.MessageInfo, 109)
+var file_doze_v1_api_proto_msgTypes = make([]protoimpl.MessageInfo, 115)
 var file_doze_v1_api_proto_goTypes = []any{
 	(*FunctionCode)(nil),     // 0: doze.v1.FunctionCode
 	(*VpcConfig)(nil),        // 1: doze.v1.VpcConfig
@@ -7644,25 +7994,31 @@ var file_doze_v1_api_proto_goTypes = []any{
 	(*WorkerStatus)(nil),                                 // 99: doze.v1.WorkerStatus
 	(*TailLogsRequest)(nil),                              // 100: doze.v1.TailLogsRequest
 	(*LogRecord)(nil),                                    // 101: doze.v1.LogRecord
-	nil,                                                  // 102: doze.v1.Environment.VariablesEntry
-	nil,                                                  // 103: doze.v1.CreateFunctionRequest.TagsEntry
-	nil,                                                  // 104: doze.v1.EnvironmentResponse.VariablesEntry
-	nil,                                                  // 105: doze.v1.GetFunctionResponse.TagsEntry
-	nil,                                                  // 106: doze.v1.AliasRoutingConfiguration.AdditionalVersionWeightsEntry
-	nil,                                                  // 107: doze.v1.TagResourceRequest.TagsEntry
-	nil,                                                  // 108: doze.v1.ListTagsResponse.TagsEntry
-	(*Runtime)(nil),                                      // 109: doze.v1.Runtime
-	(*ParkedStock)(nil),                                  // 110: doze.v1.ParkedStock
+	(*CreateKeyRequest)(nil),                             // 102: doze.v1.CreateKeyRequest
+	(*ListKeysRequest)(nil),                              // 103: doze.v1.ListKeysRequest
+	(*ListKeysResponse)(nil),                             // 104: doze.v1.ListKeysResponse
+	(*RevokeKeyRequest)(nil),                             // 105: doze.v1.RevokeKeyRequest
+	(*RevokeKeyResponse)(nil),                            // 106: doze.v1.RevokeKeyResponse
+	(*AccessKey)(nil),                                    // 107: doze.v1.AccessKey
+	nil,                                                  // 108: doze.v1.Environment.VariablesEntry
+	nil,                                                  // 109: doze.v1.CreateFunctionRequest.TagsEntry
+	nil,                                                  // 110: doze.v1.EnvironmentResponse.VariablesEntry
+	nil,                                                  // 111: doze.v1.GetFunctionResponse.TagsEntry
+	nil,                                                  // 112: doze.v1.AliasRoutingConfiguration.AdditionalVersionWeightsEntry
+	nil,                                                  // 113: doze.v1.TagResourceRequest.TagsEntry
+	nil,                                                  // 114: doze.v1.ListTagsResponse.TagsEntry
+	(*Runtime)(nil),                                      // 115: doze.v1.Runtime
+	(*ParkedStock)(nil),                                  // 116: doze.v1.ParkedStock
 }
 var file_doze_v1_api_proto_depIdxs = []int32{
-	102, // 0: doze.v1.Environment.variables:type_name -> doze.v1.Environment.VariablesEntry
+	108, // 0: doze.v1.Environment.variables:type_name -> doze.v1.Environment.VariablesEntry
 	10,  // 1: doze.v1.CapacityProviderConfig.lambda_managed_instances_capacity_provider_config:type_name -> doze.v1.LambdaManagedInstancesCapacityProviderConfig
 	0,   // 2: doze.v1.CreateFunctionRequest.code:type_name -> doze.v1.FunctionCode
 	1,   // 3: doze.v1.CreateFunctionRequest.vpc_config:type_name -> doze.v1.VpcConfig
 	2,   // 4: doze.v1.CreateFunctionRequest.dead_letter_config:type_name -> doze.v1.DeadLetterConfig
 	3,   // 5: doze.v1.CreateFunctionRequest.environment:type_name -> doze.v1.Environment
 	4,   // 6: doze.v1.CreateFunctionRequest.tracing_config:type_name -> doze.v1.TracingConfig
-	103, // 7: doze.v1.CreateFunctionRequest.tags:type_name -> doze.v1.CreateFunctionRequest.TagsEntry
+	109, // 7: doze.v1.CreateFunctionRequest.tags:type_name -> doze.v1.CreateFunctionRequest.TagsEntry
 	5,   // 8: doze.v1.CreateFunctionRequest.file_system_configs:type_name -> doze.v1.FileSystemConfig
 	6,   // 9: doze.v1.CreateFunctionRequest.image_config:type_name -> doze.v1.ImageConfig
 	7,   // 10: doze.v1.CreateFunctionRequest.ephemeral_storage:type_name -> doze.v1.EphemeralStorage
@@ -7671,7 +8027,7 @@ var file_doze_v1_api_proto_depIdxs = []int32{
 	11,  // 13: doze.v1.CreateFunctionRequest.capacity_provider_config:type_name -> doze.v1.CapacityProviderConfig
 	12,  // 14: doze.v1.CreateFunctionRequest.durable_config:type_name -> doze.v1.DurableConfig
 	13,  // 15: doze.v1.CreateFunctionRequest.tenancy_config:type_name -> doze.v1.TenancyConfig
-	104, // 16: doze.v1.EnvironmentResponse.variables:type_name -> doze.v1.EnvironmentResponse.VariablesEntry
+	110, // 16: doze.v1.EnvironmentResponse.variables:type_name -> doze.v1.EnvironmentResponse.VariablesEntry
 	16,  // 17: doze.v1.EnvironmentResponse.error:type_name -> doze.v1.EnvironmentError
 	6,   // 18: doze.v1.ImageConfigResponse.image_config:type_name -> doze.v1.ImageConfig
 	20,  // 19: doze.v1.ImageConfigResponse.error:type_name -> doze.v1.ImageConfigError
@@ -7692,7 +8048,7 @@ var file_doze_v1_api_proto_depIdxs = []int32{
 	13,  // 34: doze.v1.FunctionConfiguration.tenancy_config:type_name -> doze.v1.TenancyConfig
 	25,  // 35: doze.v1.GetFunctionResponse.configuration:type_name -> doze.v1.FunctionConfiguration
 	27,  // 36: doze.v1.GetFunctionResponse.code:type_name -> doze.v1.FunctionCodeLocation
-	105, // 37: doze.v1.GetFunctionResponse.tags:type_name -> doze.v1.GetFunctionResponse.TagsEntry
+	111, // 37: doze.v1.GetFunctionResponse.tags:type_name -> doze.v1.GetFunctionResponse.TagsEntry
 	28,  // 38: doze.v1.GetFunctionResponse.tags_error:type_name -> doze.v1.TagsError
 	29,  // 39: doze.v1.GetFunctionResponse.concurrency:type_name -> doze.v1.Concurrency
 	25,  // 40: doze.v1.ListFunctionsResponse.functions:type_name -> doze.v1.FunctionConfiguration
@@ -7708,7 +8064,7 @@ var file_doze_v1_api_proto_depIdxs = []int32{
 	9,   // 50: doze.v1.UpdateFunctionConfigurationRequest.logging_config:type_name -> doze.v1.LoggingConfig
 	11,  // 51: doze.v1.UpdateFunctionConfigurationRequest.capacity_provider_config:type_name -> doze.v1.CapacityProviderConfig
 	12,  // 52: doze.v1.UpdateFunctionConfigurationRequest.durable_config:type_name -> doze.v1.DurableConfig
-	106, // 53: doze.v1.AliasRoutingConfiguration.additional_version_weights:type_name -> doze.v1.AliasRoutingConfiguration.AdditionalVersionWeightsEntry
+	112, // 53: doze.v1.AliasRoutingConfiguration.additional_version_weights:type_name -> doze.v1.AliasRoutingConfiguration.AdditionalVersionWeightsEntry
 	41,  // 54: doze.v1.AliasConfiguration.routing_config:type_name -> doze.v1.AliasRoutingConfiguration
 	41,  // 55: doze.v1.CreateAliasRequest.routing_config:type_name -> doze.v1.AliasRoutingConfiguration
 	42,  // 56: doze.v1.ListAliasesResponse.aliases:type_name -> doze.v1.AliasConfiguration
@@ -7720,93 +8076,100 @@ var file_doze_v1_api_proto_depIdxs = []int32{
 	52,  // 62: doze.v1.UpdateFunctionEventInvokeConfigRequest.destination_config:type_name -> doze.v1.DestinationConfig
 	53,  // 63: doze.v1.ListFunctionEventInvokeConfigsResponse.function_event_invoke_configs:type_name -> doze.v1.FunctionEventInvokeConfig
 	25,  // 64: doze.v1.ListVersionsByFunctionResponse.versions:type_name -> doze.v1.FunctionConfiguration
-	107, // 65: doze.v1.TagResourceRequest.tags:type_name -> doze.v1.TagResourceRequest.TagsEntry
-	108, // 66: doze.v1.ListTagsResponse.tags:type_name -> doze.v1.ListTagsResponse.TagsEntry
+	113, // 65: doze.v1.TagResourceRequest.tags:type_name -> doze.v1.TagResourceRequest.TagsEntry
+	114, // 66: doze.v1.ListTagsResponse.tags:type_name -> doze.v1.ListTagsResponse.TagsEntry
 	83,  // 67: doze.v1.GetAccountSettingsResponse.account_limit:type_name -> doze.v1.AccountLimit
 	84,  // 68: doze.v1.GetAccountSettingsResponse.account_usage:type_name -> doze.v1.AccountUsage
 	5,   // 69: doze.v1.FileSystemConfigList.items:type_name -> doze.v1.FileSystemConfig
 	91,  // 70: doze.v1.InstancesResponse.instances:type_name -> doze.v1.Instance
-	109, // 71: doze.v1.RuntimesResponse.runtimes:type_name -> doze.v1.Runtime
+	115, // 71: doze.v1.RuntimesResponse.runtimes:type_name -> doze.v1.Runtime
 	96,  // 72: doze.v1.Bill.functions:type_name -> doze.v1.FunctionBill
 	99,  // 73: doze.v1.Status.workers:type_name -> doze.v1.WorkerStatus
-	110, // 74: doze.v1.WorkerStatus.parked:type_name -> doze.v1.ParkedStock
-	14,  // 75: doze.v1.Lambda.CreateFunction:input_type -> doze.v1.CreateFunctionRequest
-	26,  // 76: doze.v1.Lambda.GetFunction:input_type -> doze.v1.GetFunctionRequest
-	31,  // 77: doze.v1.Lambda.GetFunctionConfiguration:input_type -> doze.v1.GetFunctionConfigurationRequest
-	32,  // 78: doze.v1.Lambda.ListFunctions:input_type -> doze.v1.ListFunctionsRequest
-	34,  // 79: doze.v1.Lambda.UpdateFunctionCode:input_type -> doze.v1.UpdateFunctionCodeRequest
-	35,  // 80: doze.v1.Lambda.UpdateFunctionConfiguration:input_type -> doze.v1.UpdateFunctionConfigurationRequest
-	36,  // 81: doze.v1.Lambda.DeleteFunction:input_type -> doze.v1.DeleteFunctionRequest
-	38,  // 82: doze.v1.Lambda.Invoke:input_type -> doze.v1.InvokeRequest
-	40,  // 83: doze.v1.Lambda.PublishVersion:input_type -> doze.v1.PublishVersionRequest
-	61,  // 84: doze.v1.Lambda.ListVersionsByFunction:input_type -> doze.v1.ListVersionsByFunctionRequest
-	43,  // 85: doze.v1.Lambda.CreateAlias:input_type -> doze.v1.CreateAliasRequest
-	44,  // 86: doze.v1.Lambda.GetAlias:input_type -> doze.v1.GetAliasRequest
-	45,  // 87: doze.v1.Lambda.ListAliases:input_type -> doze.v1.ListAliasesRequest
-	47,  // 88: doze.v1.Lambda.UpdateAlias:input_type -> doze.v1.UpdateAliasRequest
-	48,  // 89: doze.v1.Lambda.DeleteAlias:input_type -> doze.v1.DeleteAliasRequest
-	54,  // 90: doze.v1.Lambda.PutFunctionEventInvokeConfig:input_type -> doze.v1.PutFunctionEventInvokeConfigRequest
-	55,  // 91: doze.v1.Lambda.UpdateFunctionEventInvokeConfig:input_type -> doze.v1.UpdateFunctionEventInvokeConfigRequest
-	56,  // 92: doze.v1.Lambda.GetFunctionEventInvokeConfig:input_type -> doze.v1.GetFunctionEventInvokeConfigRequest
-	57,  // 93: doze.v1.Lambda.DeleteFunctionEventInvokeConfig:input_type -> doze.v1.DeleteFunctionEventInvokeConfigRequest
-	59,  // 94: doze.v1.Lambda.ListFunctionEventInvokeConfigs:input_type -> doze.v1.ListFunctionEventInvokeConfigsRequest
-	63,  // 95: doze.v1.Lambda.GetFunctionCodeSigningConfig:input_type -> doze.v1.GetFunctionCodeSigningConfigRequest
-	65,  // 96: doze.v1.Lambda.PutFunctionConcurrency:input_type -> doze.v1.PutFunctionConcurrencyRequest
-	66,  // 97: doze.v1.Lambda.GetFunctionConcurrency:input_type -> doze.v1.GetFunctionConcurrencyRequest
-	68,  // 98: doze.v1.Lambda.DeleteFunctionConcurrency:input_type -> doze.v1.DeleteFunctionConcurrencyRequest
-	70,  // 99: doze.v1.Lambda.AddPermission:input_type -> doze.v1.AddPermissionRequest
-	72,  // 100: doze.v1.Lambda.GetPolicy:input_type -> doze.v1.GetPolicyRequest
-	74,  // 101: doze.v1.Lambda.RemovePermission:input_type -> doze.v1.RemovePermissionRequest
-	76,  // 102: doze.v1.Lambda.TagResource:input_type -> doze.v1.TagResourceRequest
-	78,  // 103: doze.v1.Lambda.UntagResource:input_type -> doze.v1.UntagResourceRequest
-	80,  // 104: doze.v1.Lambda.ListTags:input_type -> doze.v1.ListTagsRequest
-	82,  // 105: doze.v1.Lambda.GetAccountSettings:input_type -> doze.v1.GetAccountSettingsRequest
-	89,  // 106: doze.v1.Lambda.ListInstances:input_type -> doze.v1.InstancesRequest
-	92,  // 107: doze.v1.Lambda.ListRuntimes:input_type -> doze.v1.RuntimesRequest
-	94,  // 108: doze.v1.Lambda.GetBill:input_type -> doze.v1.GetBillRequest
-	97,  // 109: doze.v1.Lambda.GetStatus:input_type -> doze.v1.GetStatusRequest
-	100, // 110: doze.v1.Lambda.TailLogs:input_type -> doze.v1.TailLogsRequest
-	25,  // 111: doze.v1.Lambda.CreateFunction:output_type -> doze.v1.FunctionConfiguration
-	30,  // 112: doze.v1.Lambda.GetFunction:output_type -> doze.v1.GetFunctionResponse
-	25,  // 113: doze.v1.Lambda.GetFunctionConfiguration:output_type -> doze.v1.FunctionConfiguration
-	33,  // 114: doze.v1.Lambda.ListFunctions:output_type -> doze.v1.ListFunctionsResponse
-	25,  // 115: doze.v1.Lambda.UpdateFunctionCode:output_type -> doze.v1.FunctionConfiguration
-	25,  // 116: doze.v1.Lambda.UpdateFunctionConfiguration:output_type -> doze.v1.FunctionConfiguration
-	37,  // 117: doze.v1.Lambda.DeleteFunction:output_type -> doze.v1.DeleteFunctionResponse
-	39,  // 118: doze.v1.Lambda.Invoke:output_type -> doze.v1.InvokeResponse
-	25,  // 119: doze.v1.Lambda.PublishVersion:output_type -> doze.v1.FunctionConfiguration
-	62,  // 120: doze.v1.Lambda.ListVersionsByFunction:output_type -> doze.v1.ListVersionsByFunctionResponse
-	42,  // 121: doze.v1.Lambda.CreateAlias:output_type -> doze.v1.AliasConfiguration
-	42,  // 122: doze.v1.Lambda.GetAlias:output_type -> doze.v1.AliasConfiguration
-	46,  // 123: doze.v1.Lambda.ListAliases:output_type -> doze.v1.ListAliasesResponse
-	42,  // 124: doze.v1.Lambda.UpdateAlias:output_type -> doze.v1.AliasConfiguration
-	49,  // 125: doze.v1.Lambda.DeleteAlias:output_type -> doze.v1.DeleteAliasResponse
-	53,  // 126: doze.v1.Lambda.PutFunctionEventInvokeConfig:output_type -> doze.v1.FunctionEventInvokeConfig
-	53,  // 127: doze.v1.Lambda.UpdateFunctionEventInvokeConfig:output_type -> doze.v1.FunctionEventInvokeConfig
-	53,  // 128: doze.v1.Lambda.GetFunctionEventInvokeConfig:output_type -> doze.v1.FunctionEventInvokeConfig
-	58,  // 129: doze.v1.Lambda.DeleteFunctionEventInvokeConfig:output_type -> doze.v1.DeleteFunctionEventInvokeConfigResponse
-	60,  // 130: doze.v1.Lambda.ListFunctionEventInvokeConfigs:output_type -> doze.v1.ListFunctionEventInvokeConfigsResponse
-	64,  // 131: doze.v1.Lambda.GetFunctionCodeSigningConfig:output_type -> doze.v1.GetFunctionCodeSigningConfigResponse
-	29,  // 132: doze.v1.Lambda.PutFunctionConcurrency:output_type -> doze.v1.Concurrency
-	67,  // 133: doze.v1.Lambda.GetFunctionConcurrency:output_type -> doze.v1.GetFunctionConcurrencyResponse
-	69,  // 134: doze.v1.Lambda.DeleteFunctionConcurrency:output_type -> doze.v1.DeleteFunctionConcurrencyResponse
-	71,  // 135: doze.v1.Lambda.AddPermission:output_type -> doze.v1.AddPermissionResponse
-	73,  // 136: doze.v1.Lambda.GetPolicy:output_type -> doze.v1.GetPolicyResponse
-	75,  // 137: doze.v1.Lambda.RemovePermission:output_type -> doze.v1.RemovePermissionResponse
-	77,  // 138: doze.v1.Lambda.TagResource:output_type -> doze.v1.TagResourceResponse
-	79,  // 139: doze.v1.Lambda.UntagResource:output_type -> doze.v1.UntagResourceResponse
-	81,  // 140: doze.v1.Lambda.ListTags:output_type -> doze.v1.ListTagsResponse
-	85,  // 141: doze.v1.Lambda.GetAccountSettings:output_type -> doze.v1.GetAccountSettingsResponse
-	90,  // 142: doze.v1.Lambda.ListInstances:output_type -> doze.v1.InstancesResponse
-	93,  // 143: doze.v1.Lambda.ListRuntimes:output_type -> doze.v1.RuntimesResponse
-	95,  // 144: doze.v1.Lambda.GetBill:output_type -> doze.v1.Bill
-	98,  // 145: doze.v1.Lambda.GetStatus:output_type -> doze.v1.Status
-	101, // 146: doze.v1.Lambda.TailLogs:output_type -> doze.v1.LogRecord
-	111, // [111:147] is the sub-list for method output_type
-	75,  // [75:111] is the sub-list for method input_type
-	75,  // [75:75] is the sub-list for extension type_name
-	75,  // [75:75] is the sub-list for extension extendee
-	0,   // [0:75] is the sub-list for field type_name
+	116, // 74: doze.v1.WorkerStatus.parked:type_name -> doze.v1.ParkedStock
+	107, // 75: doze.v1.ListKeysResponse.keys:type_name -> doze.v1.AccessKey
+	14,  // 76: doze.v1.Lambda.CreateFunction:input_type -> doze.v1.CreateFunctionRequest
+	26,  // 77: doze.v1.Lambda.GetFunction:input_type -> doze.v1.GetFunctionRequest
+	31,  // 78: doze.v1.Lambda.GetFunctionConfiguration:input_type -> doze.v1.GetFunctionConfigurationRequest
+	32,  // 79: doze.v1.Lambda.ListFunctions:input_type -> doze.v1.ListFunctionsRequest
+	34,  // 80: doze.v1.Lambda.UpdateFunctionCode:input_type -> doze.v1.UpdateFunctionCodeRequest
+	35,  // 81: doze.v1.Lambda.UpdateFunctionConfiguration:input_type -> doze.v1.UpdateFunctionConfigurationRequest
+	36,  // 82: doze.v1.Lambda.DeleteFunction:input_type -> doze.v1.DeleteFunctionRequest
+	38,  // 83: doze.v1.Lambda.Invoke:input_type -> doze.v1.InvokeRequest
+	40,  // 84: doze.v1.Lambda.PublishVersion:input_type -> doze.v1.PublishVersionRequest
+	61,  // 85: doze.v1.Lambda.ListVersionsByFunction:input_type -> doze.v1.ListVersionsByFunctionRequest
+	43,  // 86: doze.v1.Lambda.CreateAlias:input_type -> doze.v1.CreateAliasRequest
+	44,  // 87: doze.v1.Lambda.GetAlias:input_type -> doze.v1.GetAliasRequest
+	45,  // 88: doze.v1.Lambda.ListAliases:input_type -> doze.v1.ListAliasesRequest
+	47,  // 89: doze.v1.Lambda.UpdateAlias:input_type -> doze.v1.UpdateAliasRequest
+	48,  // 90: doze.v1.Lambda.DeleteAlias:input_type -> doze.v1.DeleteAliasRequest
+	54,  // 91: doze.v1.Lambda.PutFunctionEventInvokeConfig:input_type -> doze.v1.PutFunctionEventInvokeConfigRequest
+	55,  // 92: doze.v1.Lambda.UpdateFunctionEventInvokeConfig:input_type -> doze.v1.UpdateFunctionEventInvokeConfigRequest
+	56,  // 93: doze.v1.Lambda.GetFunctionEventInvokeConfig:input_type -> doze.v1.GetFunctionEventInvokeConfigRequest
+	57,  // 94: doze.v1.Lambda.DeleteFunctionEventInvokeConfig:input_type -> doze.v1.DeleteFunctionEventInvokeConfigRequest
+	59,  // 95: doze.v1.Lambda.ListFunctionEventInvokeConfigs:input_type -> doze.v1.ListFunctionEventInvokeConfigsRequest
+	63,  // 96: doze.v1.Lambda.GetFunctionCodeSigningConfig:input_type -> doze.v1.GetFunctionCodeSigningConfigRequest
+	65,  // 97: doze.v1.Lambda.PutFunctionConcurrency:input_type -> doze.v1.PutFunctionConcurrencyRequest
+	66,  // 98: doze.v1.Lambda.GetFunctionConcurrency:input_type -> doze.v1.GetFunctionConcurrencyRequest
+	68,  // 99: doze.v1.Lambda.DeleteFunctionConcurrency:input_type -> doze.v1.DeleteFunctionConcurrencyRequest
+	70,  // 100: doze.v1.Lambda.AddPermission:input_type -> doze.v1.AddPermissionRequest
+	72,  // 101: doze.v1.Lambda.GetPolicy:input_type -> doze.v1.GetPolicyRequest
+	74,  // 102: doze.v1.Lambda.RemovePermission:input_type -> doze.v1.RemovePermissionRequest
+	76,  // 103: doze.v1.Lambda.TagResource:input_type -> doze.v1.TagResourceRequest
+	78,  // 104: doze.v1.Lambda.UntagResource:input_type -> doze.v1.UntagResourceRequest
+	80,  // 105: doze.v1.Lambda.ListTags:input_type -> doze.v1.ListTagsRequest
+	82,  // 106: doze.v1.Lambda.GetAccountSettings:input_type -> doze.v1.GetAccountSettingsRequest
+	89,  // 107: doze.v1.Lambda.ListInstances:input_type -> doze.v1.InstancesRequest
+	92,  // 108: doze.v1.Lambda.ListRuntimes:input_type -> doze.v1.RuntimesRequest
+	94,  // 109: doze.v1.Lambda.GetBill:input_type -> doze.v1.GetBillRequest
+	97,  // 110: doze.v1.Lambda.GetStatus:input_type -> doze.v1.GetStatusRequest
+	102, // 111: doze.v1.Lambda.CreateKey:input_type -> doze.v1.CreateKeyRequest
+	103, // 112: doze.v1.Lambda.ListKeys:input_type -> doze.v1.ListKeysRequest
+	105, // 113: doze.v1.Lambda.RevokeKey:input_type -> doze.v1.RevokeKeyRequest
+	100, // 114: doze.v1.Lambda.TailLogs:input_type -> doze.v1.TailLogsRequest
+	25,  // 115: doze.v1.Lambda.CreateFunction:output_type -> doze.v1.FunctionConfiguration
+	30,  // 116: doze.v1.Lambda.GetFunction:output_type -> doze.v1.GetFunctionResponse
+	25,  // 117: doze.v1.Lambda.GetFunctionConfiguration:output_type -> doze.v1.FunctionConfiguration
+	33,  // 118: doze.v1.Lambda.ListFunctions:output_type -> doze.v1.ListFunctionsResponse
+	25,  // 119: doze.v1.Lambda.UpdateFunctionCode:output_type -> doze.v1.FunctionConfiguration
+	25,  // 120: doze.v1.Lambda.UpdateFunctionConfiguration:output_type -> doze.v1.FunctionConfiguration
+	37,  // 121: doze.v1.Lambda.DeleteFunction:output_type -> doze.v1.DeleteFunctionResponse
+	39,  // 122: doze.v1.Lambda.Invoke:output_type -> doze.v1.InvokeResponse
+	25,  // 123: doze.v1.Lambda.PublishVersion:output_type -> doze.v1.FunctionConfiguration
+	62,  // 124: doze.v1.Lambda.ListVersionsByFunction:output_type -> doze.v1.ListVersionsByFunctionResponse
+	42,  // 125: doze.v1.Lambda.CreateAlias:output_type -> doze.v1.AliasConfiguration
+	42,  // 126: doze.v1.Lambda.GetAlias:output_type -> doze.v1.AliasConfiguration
+	46,  // 127: doze.v1.Lambda.ListAliases:output_type -> doze.v1.ListAliasesResponse
+	42,  // 128: doze.v1.Lambda.UpdateAlias:output_type -> doze.v1.AliasConfiguration
+	49,  // 129: doze.v1.Lambda.DeleteAlias:output_type -> doze.v1.DeleteAliasResponse
+	53,  // 130: doze.v1.Lambda.PutFunctionEventInvokeConfig:output_type -> doze.v1.FunctionEventInvokeConfig
+	53,  // 131: doze.v1.Lambda.UpdateFunctionEventInvokeConfig:output_type -> doze.v1.FunctionEventInvokeConfig
+	53,  // 132: doze.v1.Lambda.GetFunctionEventInvokeConfig:output_type -> doze.v1.FunctionEventInvokeConfig
+	58,  // 133: doze.v1.Lambda.DeleteFunctionEventInvokeConfig:output_type -> doze.v1.DeleteFunctionEventInvokeConfigResponse
+	60,  // 134: doze.v1.Lambda.ListFunctionEventInvokeConfigs:output_type -> doze.v1.ListFunctionEventInvokeConfigsResponse
+	64,  // 135: doze.v1.Lambda.GetFunctionCodeSigningConfig:output_type -> doze.v1.GetFunctionCodeSigningConfigResponse
+	29,  // 136: doze.v1.Lambda.PutFunctionConcurrency:output_type -> doze.v1.Concurrency
+	67,  // 137: doze.v1.Lambda.GetFunctionConcurrency:output_type -> doze.v1.GetFunctionConcurrencyResponse
+	69,  // 138: doze.v1.Lambda.DeleteFunctionConcurrency:output_type -> doze.v1.DeleteFunctionConcurrencyResponse
+	71,  // 139: doze.v1.Lambda.AddPermission:output_type -> doze.v1.AddPermissionResponse
+	73,  // 140: doze.v1.Lambda.GetPolicy:output_type -> doze.v1.GetPolicyResponse
+	75,  // 141: doze.v1.Lambda.RemovePermission:output_type -> doze.v1.RemovePermissionResponse
+	77,  // 142: doze.v1.Lambda.TagResource:output_type -> doze.v1.TagResourceResponse
+	79,  // 143: doze.v1.Lambda.UntagResource:output_type -> doze.v1.UntagResourceResponse
+	81,  // 144: doze.v1.Lambda.ListTags:output_type -> doze.v1.ListTagsResponse
+	85,  // 145: doze.v1.Lambda.GetAccountSettings:output_type -> doze.v1.GetAccountSettingsResponse
+	90,  // 146: doze.v1.Lambda.ListInstances:output_type -> doze.v1.InstancesResponse
+	93,  // 147: doze.v1.Lambda.ListRuntimes:output_type -> doze.v1.RuntimesResponse
+	95,  // 148: doze.v1.Lambda.GetBill:output_type -> doze.v1.Bill
+	98,  // 149: doze.v1.Lambda.GetStatus:output_type -> doze.v1.Status
+	107, // 150: doze.v1.Lambda.CreateKey:output_type -> doze.v1.AccessKey
+	104, // 151: doze.v1.Lambda.ListKeys:output_type -> doze.v1.ListKeysResponse
+	106, // 152: doze.v1.Lambda.RevokeKey:output_type -> doze.v1.RevokeKeyResponse
+	101, // 153: doze.v1.Lambda.TailLogs:output_type -> doze.v1.LogRecord
+	115, // [115:154] is the sub-list for method output_type
+	76,  // [76:115] is the sub-list for method input_type
+	76,  // [76:76] is the sub-list for extension type_name
+	76,  // [76:76] is the sub-list for extension extendee
+	0,   // [0:76] is the sub-list for field type_name
 }
 
 func init() { file_doze_v1_api_proto_init() }
@@ -7888,13 +8251,17 @@ func file_doze_v1_api_proto_init() {
 	file_doze_v1_api_proto_msgTypes[84].OneofWrappers = []any{}
 	file_doze_v1_api_proto_msgTypes[94].OneofWrappers = []any{}
 	file_doze_v1_api_proto_msgTypes[100].OneofWrappers = []any{}
+	file_doze_v1_api_proto_msgTypes[102].OneofWrappers = []any{}
+	file_doze_v1_api_proto_msgTypes[103].OneofWrappers = []any{}
+	file_doze_v1_api_proto_msgTypes[105].OneofWrappers = []any{}
+	file_doze_v1_api_proto_msgTypes[107].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_doze_v1_api_proto_rawDesc), len(file_doze_v1_api_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   109,
+			NumMessages:   115,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

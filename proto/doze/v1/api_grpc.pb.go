@@ -60,6 +60,9 @@ const (
 	Lambda_ListRuntimes_FullMethodName                    = "/doze.v1.Lambda/ListRuntimes"
 	Lambda_GetBill_FullMethodName                         = "/doze.v1.Lambda/GetBill"
 	Lambda_GetStatus_FullMethodName                       = "/doze.v1.Lambda/GetStatus"
+	Lambda_CreateKey_FullMethodName                       = "/doze.v1.Lambda/CreateKey"
+	Lambda_ListKeys_FullMethodName                        = "/doze.v1.Lambda/ListKeys"
+	Lambda_RevokeKey_FullMethodName                       = "/doze.v1.Lambda/RevokeKey"
 	Lambda_TailLogs_FullMethodName                        = "/doze.v1.Lambda/TailLogs"
 )
 
@@ -144,6 +147,12 @@ type LambdaClient interface {
 	GetBill(ctx context.Context, in *GetBillRequest, opts ...grpc.CallOption) (*Bill, error)
 	// GetStatus tells how the platform is.
 	GetStatus(ctx context.Context, in *GetStatusRequest, opts ...grpc.CallOption) (*Status, error)
+	// CreateKey makes an access key. Its secret is in this answer and nowhere else.
+	CreateKey(ctx context.Context, in *CreateKeyRequest, opts ...grpc.CallOption) (*AccessKey, error)
+	// ListKeys tells which access keys there are, without their secrets.
+	ListKeys(ctx context.Context, in *ListKeysRequest, opts ...grpc.CallOption) (*ListKeysResponse, error)
+	// RevokeKey ends an access key: what is signed with it from now on is refused.
+	RevokeKey(ctx context.Context, in *RevokeKeyRequest, opts ...grpc.CallOption) (*RevokeKeyResponse, error)
 	// TailLogs streams a function's log. Its REST face is a plain handler:
 	// GET /doze/v1/functions/{name}/logs?since=...&follow=true, one JSON object a line.
 	TailLogs(ctx context.Context, in *TailLogsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[LogRecord], error)
@@ -507,6 +516,36 @@ func (c *lambdaClient) GetStatus(ctx context.Context, in *GetStatusRequest, opts
 	return out, nil
 }
 
+func (c *lambdaClient) CreateKey(ctx context.Context, in *CreateKeyRequest, opts ...grpc.CallOption) (*AccessKey, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(AccessKey)
+	err := c.cc.Invoke(ctx, Lambda_CreateKey_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *lambdaClient) ListKeys(ctx context.Context, in *ListKeysRequest, opts ...grpc.CallOption) (*ListKeysResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListKeysResponse)
+	err := c.cc.Invoke(ctx, Lambda_ListKeys_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *lambdaClient) RevokeKey(ctx context.Context, in *RevokeKeyRequest, opts ...grpc.CallOption) (*RevokeKeyResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RevokeKeyResponse)
+	err := c.cc.Invoke(ctx, Lambda_RevokeKey_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *lambdaClient) TailLogs(ctx context.Context, in *TailLogsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[LogRecord], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	stream, err := c.cc.NewStream(ctx, &Lambda_ServiceDesc.Streams[0], Lambda_TailLogs_FullMethodName, cOpts...)
@@ -607,6 +646,12 @@ type LambdaServer interface {
 	GetBill(context.Context, *GetBillRequest) (*Bill, error)
 	// GetStatus tells how the platform is.
 	GetStatus(context.Context, *GetStatusRequest) (*Status, error)
+	// CreateKey makes an access key. Its secret is in this answer and nowhere else.
+	CreateKey(context.Context, *CreateKeyRequest) (*AccessKey, error)
+	// ListKeys tells which access keys there are, without their secrets.
+	ListKeys(context.Context, *ListKeysRequest) (*ListKeysResponse, error)
+	// RevokeKey ends an access key: what is signed with it from now on is refused.
+	RevokeKey(context.Context, *RevokeKeyRequest) (*RevokeKeyResponse, error)
 	// TailLogs streams a function's log. Its REST face is a plain handler:
 	// GET /doze/v1/functions/{name}/logs?since=...&follow=true, one JSON object a line.
 	TailLogs(*TailLogsRequest, grpc.ServerStreamingServer[LogRecord]) error
@@ -724,6 +769,15 @@ func (UnimplementedLambdaServer) GetBill(context.Context, *GetBillRequest) (*Bil
 }
 func (UnimplementedLambdaServer) GetStatus(context.Context, *GetStatusRequest) (*Status, error) {
 	return nil, status.Error(codes.Unimplemented, "method GetStatus not implemented")
+}
+func (UnimplementedLambdaServer) CreateKey(context.Context, *CreateKeyRequest) (*AccessKey, error) {
+	return nil, status.Error(codes.Unimplemented, "method CreateKey not implemented")
+}
+func (UnimplementedLambdaServer) ListKeys(context.Context, *ListKeysRequest) (*ListKeysResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListKeys not implemented")
+}
+func (UnimplementedLambdaServer) RevokeKey(context.Context, *RevokeKeyRequest) (*RevokeKeyResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method RevokeKey not implemented")
 }
 func (UnimplementedLambdaServer) TailLogs(*TailLogsRequest, grpc.ServerStreamingServer[LogRecord]) error {
 	return status.Error(codes.Unimplemented, "method TailLogs not implemented")
@@ -1379,6 +1433,60 @@ func _Lambda_GetStatus_Handler(srv interface{}, ctx context.Context, dec func(in
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Lambda_CreateKey_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(CreateKeyRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(LambdaServer).CreateKey(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Lambda_CreateKey_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(LambdaServer).CreateKey(ctx, req.(*CreateKeyRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Lambda_ListKeys_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListKeysRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(LambdaServer).ListKeys(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Lambda_ListKeys_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(LambdaServer).ListKeys(ctx, req.(*ListKeysRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Lambda_RevokeKey_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RevokeKeyRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(LambdaServer).RevokeKey(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Lambda_RevokeKey_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(LambdaServer).RevokeKey(ctx, req.(*RevokeKeyRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Lambda_TailLogs_Handler(srv interface{}, stream grpc.ServerStream) error {
 	m := new(TailLogsRequest)
 	if err := stream.RecvMsg(m); err != nil {
@@ -1536,6 +1644,18 @@ var Lambda_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "GetStatus",
 			Handler:    _Lambda_GetStatus_Handler,
+		},
+		{
+			MethodName: "CreateKey",
+			Handler:    _Lambda_CreateKey_Handler,
+		},
+		{
+			MethodName: "ListKeys",
+			Handler:    _Lambda_ListKeys_Handler,
+		},
+		{
+			MethodName: "RevokeKey",
+			Handler:    _Lambda_RevokeKey_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{

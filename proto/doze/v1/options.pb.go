@@ -166,8 +166,12 @@ const (
 	Shape_SHAPE_DESTINATION_ARN                             Shape = 73
 	Shape_SHAPE_MAX_FUNCTION_EVENT_INVOKE_CONFIG_LIST_ITEMS Shape = 74
 	// Doze's own.
-	Shape_SHAPE_BILL_MONTH Shape = 64
-	Shape_SHAPE_LOG_SINCE  Shape = 65
+	Shape_SHAPE_BILL_MONTH      Shape = 64
+	Shape_SHAPE_LOG_SINCE       Shape = 65
+	Shape_SHAPE_KEY_ROLE        Shape = 80
+	Shape_SHAPE_ACCOUNT         Shape = 81
+	Shape_SHAPE_KEY_DESCRIPTION Shape = 82
+	Shape_SHAPE_ACCESS_KEY_ID   Shape = 83
 )
 
 // Enum value maps for Shape.
@@ -248,6 +252,10 @@ var (
 		74: "SHAPE_MAX_FUNCTION_EVENT_INVOKE_CONFIG_LIST_ITEMS",
 		64: "SHAPE_BILL_MONTH",
 		65: "SHAPE_LOG_SINCE",
+		80: "SHAPE_KEY_ROLE",
+		81: "SHAPE_ACCOUNT",
+		82: "SHAPE_KEY_DESCRIPTION",
+		83: "SHAPE_ACCESS_KEY_ID",
 	}
 	Shape_value = map[string]int32{
 		"SHAPE_UNSPECIFIED":                                 0,
@@ -325,6 +333,10 @@ var (
 		"SHAPE_MAX_FUNCTION_EVENT_INVOKE_CONFIG_LIST_ITEMS": 74,
 		"SHAPE_BILL_MONTH":                                  64,
 		"SHAPE_LOG_SINCE":                                   65,
+		"SHAPE_KEY_ROLE":                                    80,
+		"SHAPE_ACCOUNT":                                     81,
+		"SHAPE_KEY_DESCRIPTION":                             82,
+		"SHAPE_ACCESS_KEY_ID":                               83,
 	}
 )
 
@@ -719,7 +731,7 @@ const file_doze_v1_options_proto_rawDesc = "" +
 	"\x0eLOCATION_QUERY\x10\x02\x12\x13\n" +
 	"\x0fLOCATION_HEADER\x10\x03\x12\x13\n" +
 	"\x0fLOCATION_STATUS\x10\x04\x12\x14\n" +
-	"\x10LOCATION_PAYLOAD\x10\x05*\xf6+\n" +
+	"\x10LOCATION_PAYLOAD\x10\x05*\x9d-\n" +
 	"\x05Shape\x12\x15\n" +
 	"\x11SHAPE_UNSPECIFIED\x10\x00\x12\xba\x01\n" +
 	"\x13SHAPE_FUNCTION_NAME\x10\x01\x1a\xa0\x01\xb2\xb8\x19\x9b\x01\x18\x01 \x8c\x01*\x93\x01(arn:(aws[a-zA-Z-]*)?:lambda:)?([a-z]{2}((-gov)|(-iso([a-z]?)))?-[a-z]+-\\d{1}:)?(\\d{12}:)?(function:)?([a-zA-Z0-9-_]+)(:(\\$LATEST|[a-zA-Z0-9-_]+))?\x12\x97\x04\n" +
@@ -819,7 +831,12 @@ const file_doze_v1_options_proto_rawDesc = "" +
 	"\x15SHAPE_DESTINATION_ARN\x10I\x1a\x9b\x01\xb2\xb8\x19\x96\x01 \xde\x02*\x90\x01$|kafka://([^.]([a-zA-Z0-9\\-_.]{0,248}))|arn:(aws[a-zA-Z0-9-]*):([a-zA-Z0-9\\-])+:([a-z]{2}((-gov)|(-iso([a-z]?)))?-[a-z]+-\\d{1})?:(\\d{12})?:(.*)\x12?\n" +
 	"1SHAPE_MAX_FUNCTION_EVENT_INVOKE_CONFIG_LIST_ITEMS\x10J\x1a\b\xb2\xb8\x19\x04\b\x01\x102\x124\n" +
 	"\x10SHAPE_BILL_MONTH\x10@\x1a\x1e\xb2\xb8\x19\x1a*\x18[0-9]{4}-(0[1-9]|1[0-2])\x12\x1d\n" +
-	"\x0fSHAPE_LOG_SINCE\x10A\x1a\b\xb2\xb8\x19\x04\x18\x01 @:H\n" +
+	"\x0fSHAPE_LOG_SINCE\x10A\x1a\b\xb2\xb8\x19\x04\x18\x01 @\x128\n" +
+	"\x0eSHAPE_KEY_ROLE\x10P\x1a$\xb2\xb8\x19 :\x04root:\x05admin:\bdeployer:\ainvoker\x12\x1f\n" +
+	"\rSHAPE_ACCOUNT\x10Q\x1a\f\xb2\xb8\x19\b*\x06\\d{12}\x12!\n" +
+	"\x15SHAPE_KEY_DESCRIPTION\x10R\x1a\x06\xb2\xb8\x19\x02 @\x12'\n" +
+	"\x13SHAPE_ACCESS_KEY_ID\x10S\x1a\x0e\xb2\xb8\x19\n" +
+	"\x18\x04 \x80\x01*\x03\\w+:H\n" +
 	"\x06member\x12\x1d.google.protobuf.FieldOptions\x18\x84\x97\x03 \x01(\v2\x0f.doze.v1.MemberR\x06member:9\n" +
 	"\x06inline\x12\x1f.google.protobuf.MessageOptions\x18\x85\x97\x03 \x01(\bR\x06inline:X\n" +
 	"\n" +
