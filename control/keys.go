@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"time"
@@ -47,6 +48,9 @@ func (c *Control) openClusterKey() (*clusterkey.Key, error) {
 			return nil, fmt.Errorf("control: data folder: %w", err)
 		}
 		path = filepath.Join(c.config.DataDir, ClusterKeyFile)
+	}
+	if _, err := os.Stat(path); c.config.Auth && errors.Is(err, fs.ErrNotExist) && len(c.quorum.Registry().AccessKeys("")) > 0 {
+		return nil, fmt.Errorf("control: the cluster key file %s is missing, and the access keys in the data folder cannot be used without it: put it back (if it is lost, start without --auth on the loopback, revoke the keys and make new ones)", path)
 	}
 	return clusterkey.Open(path)
 }

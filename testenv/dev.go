@@ -70,10 +70,13 @@ func RemoveBinary() {
 type Dev struct {
 	// HTTP and GRPC are its addresses, DataDir its folder.
 	HTTP, GRPC, DataDir string
+	// KeyID and Secret are what its clients sign with.
+	KeyID, Secret string
 
 	t      testing.TB
 	binary string
 	args   []string
+	env    []string
 	cmd    *exec.Cmd
 	stderr *tail
 	exited chan struct{}
@@ -84,7 +87,13 @@ type Dev struct {
 // is ended, and checked to have ended, when the test ends.
 func StartDev(t testing.TB, flags ...string) *Dev {
 	t.Helper()
-	d := &Dev{t: t, binary: Binary(t), DataDir: t.TempDir(), args: flags}
+	return StartDevWith(t, nil, flags...)
+}
+
+// StartDevWith is StartDev with variables added to the process's environment.
+func StartDevWith(t testing.TB, env []string, flags ...string) *Dev {
+	t.Helper()
+	d := &Dev{t: t, binary: Binary(t), DataDir: t.TempDir(), args: flags, env: env, KeyID: "AKIDTEST", Secret: "secret"}
 	d.Start()
 	t.Cleanup(func() {
 		if d.cmd != nil {
@@ -105,6 +114,7 @@ func (d *Dev) Start() {
 	args := append([]string{"dev", "--listen", "127.0.0.1:0", "--grpc-listen", "127.0.0.1:0", "--data-dir", d.DataDir}, d.args...)
 	d.cmd = exec.Command(d.binary, args...)
 	d.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	d.cmd.Env = append(os.Environ(), d.env...)
 	d.stderr = &tail{}
 	d.cmd.Stderr = d.stderr
 	stdout, err := d.cmd.StdoutPipe()
@@ -134,6 +144,13 @@ func (d *Dev) Start() {
 		<-d.exited
 		d.t.Fatalf("doze dev said %q, then: %v\n%s", line, d.err, d.stderr)
 	}
+}
+
+// As is the same process as it is for clients that sign with another key.
+func (d *Dev) As(keyID, secret string) *Dev {
+	other := *d
+	other.KeyID, other.Secret = keyID, secret
+	return &other
 }
 
 // PID is the process id.
@@ -192,7 +209,7 @@ func (d *Dev) Client() *lambda.Client {
 	return lambda.New(lambda.Options{
 		Region:       "us-east-1",
 		BaseEndpoint: aws.String("http://" + d.HTTP),
-		Credentials:  credentials.NewStaticCredentialsProvider("AKIDTEST", "secret", ""),
+		Credentials:  credentials.NewStaticCredentialsProvider(d.KeyID, d.Secret, ""),
 		Retryer:      aws.NopRetryer{},
 		HTTPClient:   &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 256}, Timeout: 5 * time.Minute},
 	})
@@ -203,7 +220,7 @@ func (d *Dev) CLI(ctx context.Context, args ...string) (stdout, stderr string, c
 	d.t.Helper()
 	var out, errs bytes.Buffer
 	cmd := exec.CommandContext(ctx, d.binary, args...)
-	cmd.Env = append(os.Environ(), "DOZE_ENDPOINT=http://"+d.HTTP)
+	cmd.Env = append(os.Environ(), "DOZE_ENDPOINT=http://"+d.HTTP, "DOZE_ACCESS_KEY_ID="+d.KeyID, "DOZE_SECRET_ACCESS_KEY="+d.Secret)
 	cmd.Stdout, cmd.Stderr = &out, &errs
 	err := cmd.Run()
 	var exit *exec.ExitError

@@ -110,6 +110,7 @@ func TestWrongSettings(t *testing.T) {
 		{name: "remote", args: []string{"--listen", "0.0.0.0:9000"}, want: "--allow-remote"},
 		{name: "remote by empty host", args: []string{"--grpc-listen", ":9000"}, want: "--grpc-listen :9000 can be reached from other machines"},
 		{name: "remote by name", environ: []string{"DOZE_LISTEN=example.com:80"}, want: "--allow-remote"},
+		{name: "remote without keys", args: []string{"--listen", "0.0.0.0:9000"}, want: "add --auth"},
 		{name: "remote profiles", args: []string{"--allow-remote", "--pprof-listen", "0.0.0.0:1"}, want: "--pprof-listen"},
 		{name: "port", args: []string{"--listen", "127.0.0.1:70000"}, want: `"70000" is not a port`},
 		{name: "no port", args: []string{"--listen", "localhost"}, want: "is not HOST:PORT"},
@@ -127,6 +128,15 @@ func TestWrongSettings(t *testing.T) {
 				t.Errorf("error %v, want one with %q", err, tc.want)
 			}
 		})
+	}
+}
+
+// With verified keys other machines may come.
+func TestRemoteWithKeys(t *testing.T) {
+	s, unknown, err := settle(t, []string{"--listen", "0.0.0.0:9000", "--grpc-listen", ":9001", "--auth"},
+		[]string{"DOZE_ROOT_ACCESS_KEY_ID=a", "DOZE_ROOT_SECRET_ACCESS_KEY=b", "DOZE_ACCESS_KEY_ID=c", "DOZE_SECRET_ACCESS_KEY=d"}, "", "")
+	if err != nil || !s.Auth || len(unknown) > 0 {
+		t.Errorf("%+v, %v, %v", s, unknown, err)
 	}
 }
 
