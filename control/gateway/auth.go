@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"strings"
 	"sync"
 	"time"
 
@@ -108,7 +109,7 @@ func (k *Keys) GRPC(ctx context.Context, method string) (Identity, error) {
 		switch name {
 		case ":authority":
 			if len(values) > 0 {
-				request.Host = values[0]
+				request.Host = strings.TrimSuffix(values[0], ":443") // as signers leave it out
 			}
 		default:
 			request.Header[http.CanonicalHeaderKey(name)] = values
