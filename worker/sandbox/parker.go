@@ -15,7 +15,7 @@ type Parked interface {
 	// Start gives it to a function: its limits are set, its directories mounted, and its program executed
 	// or, where one waits already, handed config.Env. It is as Sandbox.Start otherwise, but for
 	// config.Argv, RuntimeDir and ReadOnly: where Park got them they are what Park got. A second Start
-	// fails, and so does one after Discard.
+	// fails, and so does one after Discard, and one with another Egress.
 	Start(ctx context.Context, config Config) (Process, error)
 	// Discard ends it. It does not wait; Done does. After Start it does nothing.
 	Discard()
@@ -44,6 +44,8 @@ type ParkConfig struct {
 	MemoryBytes, TmpBytes  int64
 	MaxProcesses, CPUMilli int
 	HardCPU                bool
+	// Egress is as in Config: the network is there from the beginning.
+	Egress bool
 }
 
 // Check refuses a ParkConfig that no sandbox can carry out. Every Park begins with it.

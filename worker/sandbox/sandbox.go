@@ -25,6 +25,9 @@ var ErrNoMemory = errors.New("sandbox: not enough memory")
 // there. Nothing of the function ran. AWS calls it Runtime.InvalidEntrypoint.
 var ErrEntrypoint = errors.New("sandbox: entry point cannot be executed")
 
+// ErrNoEgress says that this machine cannot give an instance a network that reaches outside, and why. Nothing ran.
+var ErrNoEgress = errors.New("sandbox: no network egress on this worker")
+
 // Config describes one instance. All host paths are absolute and stay unchanged, and mounted
 // read-only, for the life of the instance.
 type Config struct {
@@ -54,6 +57,9 @@ type Config struct {
 	HardCPU  bool
 	// MaxProcesses bounds processes and threads.
 	MaxProcesses int
+	// Egress lets the instance reach outside, but not the host nor other instances. Without it the instance
+	// has a loopback of its own and nothing else.
+	Egress bool
 }
 
 // Exit says how an instance ended.
@@ -69,7 +75,7 @@ type Exit struct {
 // Sandbox starts instances. Its methods may be called from many goroutines.
 type Sandbox interface {
 	// Start builds the wall and starts the program behind it. It returns when the program has been
-	// executed or could not be: ErrEntrypoint, ErrNoMemory, ctx's error, or what the system said.
+	// executed or could not be: ErrEntrypoint, ErrNoMemory, ErrNoEgress, ctx's error, or what the system said.
 	// After an error nothing of the instance is left. ctx bounds the start only, not the life.
 	Start(ctx context.Context, config Config) (Process, error)
 	// Name is "linux" or "process".

@@ -28,6 +28,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -36,6 +37,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/doze-run/doze/worker/sandbox"
+	"github.com/doze-run/doze/worker/sandbox/linux/egress"
 )
 
 // Options say where and as whom instances run.
@@ -49,6 +51,10 @@ type Options struct {
 	// They must belong to nobody. The first is the one that PID 1 of every instance has.
 	// 0: a range that depends on DataDir, at or above 2^29; 16384 of them.
 	UIDBase, UIDCount int
+	// EgressRange, DenyEgress, AllowEgress and ResolvConf are Range, Deny, Allow and ResolvConf of package egress.
+	EgressRange             netip.Prefix
+	DenyEgress, AllowEgress []netip.Prefix
+	ResolvConf              string
 }
 
 const defaultUIDCount = 16384
@@ -65,6 +71,8 @@ type Sandbox struct {
 	lastCap  int
 	stageUID int
 	uids     *uids
+	egress   *egress.Network // nil where noEgress says why
+	noEgress error
 
 	mu        sync.Mutex
 	closed    bool
@@ -131,6 +139,10 @@ func New(options Options) (_ *Sandbox, err error) {
 	if err = s.cgroups.open(); err != nil {
 		return nil, err
 	}
+	// What is left of the network goes after the processes that were in it. A machine that has none to give starts all
+	// other instances.
+	s.egress, s.noEgress = egress.Open(egress.Config{Tag: parentName(dataDir)[len("doze-"):][:6], Range: options.EgressRange,
+		Deny: options.DenyEgress, Allow: options.AllowEgress, ResolvConf: options.ResolvConf, Logger: s.log})
 	if s.root, err = newRoot(); err != nil {
 		return nil, err
 	}
@@ -171,7 +183,13 @@ func (s *Sandbox) launch() (*launcher, error) {
 func (s *Sandbox) Name() string { return "linux" }
 
 // Missing says what this machine does not give.
-func (s *Sandbox) Missing() []string { return s.cgroups.missing() }
+func (s *Sandbox) Missing() []string {
+	lines := s.cgroups.missing()
+	if s.noEgress != nil {
+		lines = append(lines, "no network egress, so functions that ask for it do not start: "+s.noEgress.Error())
+	}
+	return lines
+}
 
 // enter registers a start. leave must follow.
 func (s *Sandbox) enter(id string) error {
@@ -269,6 +287,9 @@ func (s *Sandbox) discard() error {
 	}
 	if s.root != nil {
 		s.root.close()
+	}
+	if s.egress != nil {
+		errs = append(errs, s.egress.Close())
 	}
 	if s.lock != nil {
 		if s.cgroups != nil {

@@ -71,7 +71,7 @@ func (s *Sandbox) parkOne(ctx context.Context, config sandbox.ParkConfig) (*park
 	if k.waiting {
 		run.argv, run.env = config.Argv, environment(config.Env)
 	}
-	p, err := s.make(ctx, config.ID, k.limits, config.TmpBytes, func(p *Process) (*program, error) {
+	p, err := s.make(ctx, config.ID, k.limits, config.TmpBytes, config.Egress, func(p *Process) (*program, error) {
 		p.answers = make(chan stage.Report, 1)
 		return s.assign(p, k.limits, &run, func(t *trees) error { return t.runtime(config.RuntimeDir, config.ReadOnly) }, s.park)
 	})
@@ -214,6 +214,9 @@ func (k *parked) start(ctx context.Context, config *sandbox.Config) error {
 	p, s := k.p, k.s
 	if k.waiting && (config.RuntimeDir != k.config.RuntimeDir || !slices.Equal(config.ReadOnly, k.config.ReadOnly)) {
 		return errors.New("parked with another runtime")
+	}
+	if config.Egress != k.config.Egress {
+		return errors.New("parked with another network")
 	}
 	l := limits{memory: config.MemoryBytes, milli: config.CPUMilli, hard: config.HardCPU, processes: config.MaxProcesses + 1}
 	t := s.trees()

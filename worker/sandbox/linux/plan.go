@@ -89,8 +89,8 @@ func (s *Sandbox) setup(attach string) *program {
 
 // prepare is the first half of a start, done by PID 1 while the worker makes the cgroups: everything that
 // does not depend on what will run. control is the other end of the instance's control socket, cgroup the
-// directory to be born in or -1.
-func (s *Sandbox) prepare(control, cgroup int, uid int, tmp, memory int64) *program {
+// directory to be born in or -1, network the network namespace to be in or -1 for a new one.
+func (s *Sandbox) prepare(control, cgroup, network, uid int, tmp, memory int64) *program {
 	p := newProgram(stage.Spawn)
 	p.fd(control)
 	if cgroup >= 0 {
@@ -103,7 +103,13 @@ func (s *Sandbox) prepare(control, cgroup int, uid int, tmp, memory int64) *prog
 	p.signals(everySignal(), 0)
 	// A worker that was started with less than the usual priority, and may not raise it, keeps what it has.
 	p.call("set the priority", unix.SYS_SETPRIORITY, imm(unix.PRIO_PROCESS), imm(0), imm(0)).Ignore = uint16(unix.EACCES)
-	p.call("unshare namespaces", unix.SYS_UNSHARE, imm(unix.CLONE_NEWNS|unix.CLONE_NEWUTS|unix.CLONE_NEWIPC|unix.CLONE_NEWNET))
+	namespaces := unix.CLONE_NEWNS | unix.CLONE_NEWUTS | unix.CLONE_NEWIPC
+	if network < 0 {
+		namespaces |= unix.CLONE_NEWNET
+	} else {
+		p.call("enter the network namespace", unix.SYS_SETNS, p.fd(network), imm(unix.CLONE_NEWNET))
+	}
+	p.call("unshare namespaces", unix.SYS_UNSHARE, imm(namespaces))
 	p.listener()
 	p.call("watch children", unix.SYS_SIGNALFD4, imm(-1), p.sigset(unix.SIGCHLD), imm(8), imm(unix.SFD_CLOEXEC|unix.SFD_NONBLOCK)).Save = 1 + stage.SignalReg
 

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/doze-run/doze/worker/sandbox"
+	"github.com/doze-run/doze/worker/sandbox/linux/egress"
 	"github.com/doze-run/doze/worker/sandbox/linux/stage"
 )
 
@@ -26,6 +27,7 @@ type Process struct {
 	control  *channel
 	listener net.Listener
 	output   *output
+	line     *egress.Line // nil without a network
 	done     chan struct{}
 	exit     sandbox.Exit // valid after done
 
@@ -135,6 +137,7 @@ func (p *Process) live() {
 	if err := p.group.remove(); err != nil {
 		p.s.log.Error("a cgroup is left behind", "instance", p.id, "error", err)
 	}
+	p.line.Release()
 	p.exit = exitOf(p.status, p.reported)
 	p.exit.OutOfMemory = p.group.outOfMemory()
 	p.s.release(p.uid)
@@ -203,10 +206,11 @@ func (p *Process) abandon() {
 	if err := p.group.remove(); err != nil {
 		p.s.log.Error("a cgroup is left behind", "instance", p.id, "error", err)
 	}
-	if !gone { // something of it may live: nobody else gets its uid
+	if !gone { // something of it may live: nobody else gets its uid, nor its address
 		p.s.log.Error("a uid is left behind", "instance", p.id, "uid", p.uid)
 		return
 	}
+	p.line.Release()
 	p.s.release(p.uid)
 }
 

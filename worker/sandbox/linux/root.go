@@ -127,8 +127,8 @@ func (r *root) etc() error {
 		"hosts":         "127.0.0.1 localhost " + hostName + "\n::1 localhost ip6-localhost ip6-loopback\n",
 		"hostname":      hostName + "\n",
 		"nsswitch.conf": "passwd: files\ngroup: files\nhosts: files dns\nservices: files\nprotocols: files\n",
-		// Without a network there is no one to ask: a look-up fails at once and not after five seconds.
-		"resolv.conf": "options attempts:1 timeout:1\n",
+		// With egress the sandbox answers there. Without, nobody does: a look-up is refused at once.
+		"resolv.conf": "nameserver 127.0.0.1\noptions timeout:5 attempts:2\n",
 		"shells":      "/bin/sh\n",
 	} {
 		if err := os.WriteFile(inside(r.fd, "etc/"+name), []byte(content), 0o644); err != nil {

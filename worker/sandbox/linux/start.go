@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/doze-run/doze/worker/sandbox"
+	"github.com/doze-run/doze/worker/sandbox/linux/egress"
 	"github.com/doze-run/doze/worker/sandbox/linux/stage"
 )
 
@@ -21,7 +22,7 @@ import (
 // sent after.
 func (s *Sandbox) start(ctx context.Context, config sandbox.Config) (_ *Process, err error) {
 	l := limits{memory: config.MemoryBytes, milli: config.CPUMilli, hard: config.HardCPU, processes: config.MaxProcesses + 1} // PID 1
-	return s.make(ctx, config.ID, l, config.TmpBytes, func(p *Process) (*program, error) {
+	return s.make(ctx, config.ID, l, config.TmpBytes, config.Egress, func(p *Process) (*program, error) {
 		run := launch{input: -1, argv: config.Argv, env: environment(config.Env)}
 		return s.assign(p, l, &run, func(t *trees) error {
 			return errors.Join(t.code(&config), t.runtime(config.RuntimeDir, config.ReadOnly))
@@ -35,7 +36,7 @@ func environment(env []string) []string {
 }
 
 // make has a PID 1 made, and sends it what second makes meanwhile. ctx bounds the start.
-func (s *Sandbox) make(ctx context.Context, id string, l limits, tmp int64, second func(*Process) (*program, error)) (_ *Process, err error) {
+func (s *Sandbox) make(ctx context.Context, id string, l limits, tmp int64, outside bool, second func(*Process) (*program, error)) (_ *Process, err error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
@@ -49,6 +50,13 @@ func (s *Sandbox) make(ctx context.Context, id string, l limits, tmp int64, seco
 			err = outOfResources(err)
 		}
 	}()
+	network := -1
+	if outside {
+		if p.line, err = s.line(ctx); err != nil {
+			return nil, err
+		}
+		network = p.line.FD()
+	}
 	var far int
 	if p.control, far, err = newChannel(); err != nil {
 		return nil, err
@@ -58,7 +66,7 @@ func (s *Sandbox) make(ctx context.Context, id string, l limits, tmp int64, seco
 		unix.Close(far)
 		return nil, err
 	}
-	first := s.prepare(far, cgroup, p.uid, tmp, l.memory)
+	first := s.prepare(far, cgroup, network, p.uid, tmp, l.memory)
 	err = s.spawn(first)
 	closeAll([]int{far, cgroup})
 	if err != nil {
@@ -84,6 +92,18 @@ func (s *Sandbox) make(ctx context.Context, id string, l limits, tmp int64, seco
 	s.mu.Unlock()
 	go p.live()
 	return p, nil
+}
+
+// line is a network that reaches outside.
+func (s *Sandbox) line(ctx context.Context) (*egress.Line, error) {
+	if s.noEgress != nil {
+		return nil, fmt.Errorf("%w: %w", sandbox.ErrNoEgress, s.noEgress)
+	}
+	l, err := s.egress.Take(ctx)
+	if err != nil && ctx.Err() == nil {
+		err = fmt.Errorf("%w: %w", sandbox.ErrNoEgress, err)
+	}
+	return l, err
 }
 
 // assign makes what belongs to this instance and sends it to the PID 1 that is being prepared. It closes

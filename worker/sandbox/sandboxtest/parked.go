@@ -64,6 +64,7 @@ func (s *parkFirst) Start(ctx context.Context, config sandbox.Config) (sandbox.P
 		return nil, err
 	}
 	park := parkConfig()
+	park.Egress = config.Egress
 	if s.waiting && len(config.Argv) == 3 && config.Argv[0] == python && config.Argv[1] == "-c" {
 		park.Argv, park.Env = []string{python, "-c", loader}, []string{"PATH=/usr/bin", "LANG=C.UTF-8", "PARKED=yes"}
 		park.RuntimeDir, park.ReadOnly = config.RuntimeDir, config.ReadOnly
