@@ -75,6 +75,8 @@ const (
 	FaultStart
 	// FaultBroker: the broker refused or lost the call.
 	FaultBroker
+	// FaultNoEgress: the worker has no network that reaches outside, which the function is to have.
+	FaultNoEgress
 )
 
 func (f *Fault) Error() string { return "bus: " + f.Message }

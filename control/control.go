@@ -54,6 +54,8 @@ type Config struct {
 	Prices     ledger.PriceBook
 	// AsyncRetryWaits are the waits before the second and the third attempt of an event.
 	AsyncRetryWaits []time.Duration
+	// Egress is whether functions reach outside of which nothing was said.
+	Egress bool
 	// QueueBytes, StoreBytes and SyncInterval: zero takes the default above.
 	QueueBytes, StoreBytes int64
 	SyncInterval           time.Duration
@@ -215,6 +217,7 @@ func (c *Control) openParts(ctx context.Context) error {
 	invoker := invoke.New(invoke.Config{
 		Asker: c.asker, Workers: c.placement, Acceptor: storedEvents{delivery.NewAcceptor(c.events), c.storage}, Unreserved: state.UnreservedConcurrency, ARN: arn,
 		Metrics: invoke.NewMetrics(c.metrics.registry),
+		Egress:  c.config.Egress,
 	})
 	c.pollers = delivery.Start(delivery.Config{
 		Source: delivery.FromBus(c.events, 0, 0), Invoker: invoker, Resolver: &resolver{c.quorum, c.config.Region},

@@ -33,7 +33,7 @@ func (c *Control) tellInUse(ctx context.Context) {
 		now, state := time.Now(), c.quorum.Registry().Snapshot()
 		changed := !state.Same(seen)
 		if changed {
-			uses.Uses = inUse(state)
+			uses.Uses = inUse(state, c.config.Egress)
 		}
 		if changed || now.Sub(told) >= repeatInUse {
 			if err := c.conn.TellRuntimesInUse(&uses); err != nil {
@@ -50,13 +50,24 @@ func (c *Control) tellInUse(ctx context.Context) {
 	}
 }
 
-func inUse(state *registry.Snapshot) []*dozev1.RuntimeUse {
+// inUse are the uses, each once. egress is the platform's default.
+func inUse(state *registry.Snapshot, egress bool) []*dozev1.RuntimeUse {
 	var uses []*dozev1.RuntimeUse
 	for use := range state.Uses(maxInUse) {
-		uses = append(uses, &dozev1.RuntimeUse{Runtime: use.Runtime, MemoryMb: uint32(use.MemoryMB)})
+		like := registry.Config{Network: use.Network}
+		uses = append(uses, &dozev1.RuntimeUse{Runtime: use.Runtime, MemoryMb: uint32(use.MemoryMB), Egress: like.Egress(egress)})
 	}
 	slices.SortFunc(uses, func(a, b *dozev1.RuntimeUse) int {
-		return cmp.Or(cmp.Compare(a.Runtime, b.Runtime), cmp.Compare(a.MemoryMb, b.MemoryMb))
+		if c := cmp.Or(cmp.Compare(a.Runtime, b.Runtime), cmp.Compare(a.MemoryMb, b.MemoryMb)); c != 0 || a.Egress == b.Egress {
+			return c
+		}
+		if b.Egress {
+			return -1
+		}
+		return 1
+	})
+	uses = slices.CompactFunc(uses, func(a, b *dozev1.RuntimeUse) bool {
+		return a.Runtime == b.Runtime && a.MemoryMb == b.MemoryMb && a.Egress == b.Egress
 	})
 	return uses
 }

@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -75,6 +76,7 @@ type Dev struct {
 
 	t      testing.TB
 	binary string
+	by     []string // the command that executes the binary; nil for none
 	args   []string
 	env    []string
 	cmd    *exec.Cmd
@@ -87,13 +89,24 @@ type Dev struct {
 // is ended, and checked to have ended, when the test ends.
 func StartDev(t testing.TB, flags ...string) *Dev {
 	t.Helper()
-	return StartDevWith(t, nil, flags...)
+	return startDev(t, nil, nil, flags)
 }
 
 // StartDevWith is StartDev with variables added to the process's environment.
 func StartDevWith(t testing.TB, env []string, flags ...string) *Dev {
 	t.Helper()
-	d := &Dev{t: t, binary: Binary(t), DataDir: t.TempDir(), args: flags, env: env, KeyID: "AKIDTEST", Secret: "secret"}
+	return startDev(t, env, nil, flags)
+}
+
+// StartDevBy is StartDev, by a command that in the end executes the rest of its arguments.
+func StartDevBy(t testing.TB, by []string, flags ...string) *Dev {
+	t.Helper()
+	return startDev(t, nil, by, flags)
+}
+
+func startDev(t testing.TB, env, by, flags []string) *Dev {
+	t.Helper()
+	d := &Dev{t: t, binary: Binary(t), by: by, DataDir: t.TempDir(), args: flags, env: env, KeyID: "AKIDTEST", Secret: "secret"}
 	d.Start()
 	t.Cleanup(func() {
 		if d.cmd != nil {
@@ -112,7 +125,8 @@ func StartDevWith(t testing.TB, env []string, flags ...string) *Dev {
 func (d *Dev) Start() {
 	d.t.Helper()
 	args := append([]string{"dev", "--listen", "127.0.0.1:0", "--grpc-listen", "127.0.0.1:0", "--data-dir", d.DataDir}, d.args...)
-	d.cmd = exec.Command(d.binary, args...)
+	whole := slices.Concat(d.by, []string{d.binary}, args)
+	d.cmd = exec.Command(whole[0], whole[1:]...)
 	d.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	d.cmd.Env = append(os.Environ(), d.env...)
 	d.stderr = &tail{}

@@ -114,6 +114,9 @@ func (l *launcher) Launch(ctx context.Context, start *pool.Start, handler instan
 		if errors.Is(err, sandbox.ErrNoMemory) {
 			return nil, fmt.Errorf("%w: %w", pool.ErrNoMemory, err)
 		}
+		if errors.Is(err, sandbox.ErrNoEgress) {
+			return nil, fmt.Errorf("%w: %w", pool.ErrNoEgress, err)
+		}
 		return nil, err
 	}
 	return &environment{Instance: started, code: package_, memory: memory}, nil

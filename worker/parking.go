@@ -55,15 +55,19 @@ func (w *Worker) openParking() {
 	w.onClose(w.parking.pool.Close)
 }
 
-// kind is what functions of a runtime and a size of memory are started from: the native runtimes from the same
-// empty sandbox, Node.js from one that knows how much memory it may use.
-func (p *parking) kind(r runtimes.Runtime, memoryMB, ephemeralMB uint32) parked.Kind {
-	k := parked.Kind{Name: r.Name, Config: p.worker.options.ParkConfig(r, memoryMB, ephemeralMB)}
+// kind is what functions of a runtime, a size of memory and a network are started from: the native runtimes from the
+// same empty sandbox, Node.js from one that knows how much memory it may use, those that reach outside from one that
+// does already.
+func (p *parking) kind(r runtimes.Runtime, memoryMB, ephemeralMB uint32, egress bool) parked.Kind {
+	k := parked.Kind{Name: r.Name, Config: p.worker.options.ParkConfig(r, memoryMB, ephemeralMB, egress)}
 	switch {
 	case r.Native():
 		k.Name = "provided"
 	case !slices.Equal(r.Argv(memoryMB), r.Argv(memoryMB+1024)):
 		k.Name += "/" + strconv.FormatUint(uint64(memoryMB), 10)
+	}
+	if egress {
+		k.Name += "+egress"
 	}
 	return k
 }
@@ -73,7 +77,7 @@ func (p *parking) want(uses *dozev1.RuntimesInUse) {
 	var kinds []parked.Kind
 	for _, use := range uses.Uses {
 		if r, ok := p.worker.runtime(use.Runtime); ok && use.MemoryMb > 0 {
-			kinds = append(kinds, p.kind(r, use.MemoryMb, 0))
+			kinds = append(kinds, p.kind(r, use.MemoryMb, 0, use.Egress))
 		}
 	}
 	p.pool.Want(kinds)
@@ -85,7 +89,7 @@ func (p *parking) use(spec *dozev1.FunctionSpec) {
 		return
 	}
 	if r, ok := p.worker.runtime(spec.Runtime); ok {
-		p.pool.Use(p.kind(r, spec.MemoryMb, spec.EphemeralStorageMb))
+		p.pool.Use(p.kind(r, spec.MemoryMb, spec.EphemeralStorageMb, spec.Egress))
 	}
 }
 
@@ -100,7 +104,7 @@ func (p *parking) starter(r runtimes.Runtime, spec *dozev1.FunctionSpec, codeDir
 		return nil
 	}
 	*found = pool.Miss
-	k := p.kind(r, spec.MemoryMb, spec.EphemeralStorageMb)
+	k := p.kind(r, spec.MemoryMb, spec.EphemeralStorageMb, spec.Egress)
 	start := p.worker.sandbox.Start
 	if !r.Adopts(spec.Environment) || p.shadowed(r, codeDir) {
 		p.pool.Missed(k)

@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -69,6 +70,10 @@ type Config struct {
 	// worker's from here on; nil for nowhere.
 	Metrics net.Listener
 	Logger  *slog.Logger
+	// EgressRange is where instances that reach outside have their addresses; zero is 198.18.0.0/15. DenyEgress is
+	// what they do not reach, AllowEgress what they reach although it is private.
+	EgressRange             netip.Prefix
+	DenyEgress, AllowEgress []netip.Prefix
 }
 
 // Worker is a running worker node.
@@ -214,7 +219,8 @@ func (w *Worker) openLogs() error {
 func openSandbox(config Config, dir string) (sandbox.Sandbox, error) {
 	switch config.Sandbox {
 	case "linux":
-		s, err := linux.New(linux.Options{DataDir: dir, Logger: config.Logger})
+		s, err := linux.New(linux.Options{DataDir: dir, Logger: config.Logger, EgressRange: config.EgressRange,
+			DenyEgress: config.DenyEgress, AllowEgress: config.AllowEgress})
 		if err != nil {
 			return nil, fmt.Errorf("worker: the linux sandbox cannot be had here: %w. "+
 				"Run as root, or, for functions that you trust as yourself, with --sandbox process", err)

@@ -36,6 +36,8 @@ type deployment struct {
 	runtime, handler, role, description string
 	memory, timeout, ephemeral          int32
 	env                                 map[string]string
+	network                             string
+	had                                 string // what the function's Network was when it was last asked
 	wait                                time.Duration
 
 	progress io.Writer
@@ -66,6 +68,7 @@ A folder is zipped as it is, without .git. Of a function that exists, only what 
 	flags.Int32Var(&d.memory, "memory", 128, "memory limit of an instance in `MB`, and its share of CPU (1769 MB is one)")
 	flags.Int32Var(&d.timeout, "timeout", 3, "how many `SECONDS` a call may take")
 	flags.Int32Var(&d.ephemeral, "ephemeral-storage", 512, "size of /tmp in `MB`")
+	flags.Var(&choiceValue{&d.network, []string{"none", "egress", "default"}}, "network", "what it reaches: none, egress (outside, but not the host or other instances), or the platform's default")
 	flags.StringVar(&d.description, "description", "", "what the function is for, as a `TEXT`")
 	flags.StringVar(&d.role, "role", defaultRole, "`ARN` that AWS's API asks for; it gives no rights here")
 	env := flags.StringArray("env", nil, "environment variable `K=V`, may be repeated; all of them replace what the function had (--env '' for none)")
@@ -90,7 +93,11 @@ A folder is zipped as it is, without .git. Of a function that exists, only what 
 		}
 		d.warn(cmd.Context(), function)
 		if *asJSON {
-			return printJSON(cmd.OutOrStdout(), awsJSON(function))
+			members := awsJSON(function)
+			if m, ok := members.(map[string]any); ok && d.had != "" {
+				m["Network"] = d.had
+			}
+			return printJSON(cmd.OutOrStdout(), members)
 		}
 		_, err = fmt.Fprintln(cmd.OutOrStdout(), aws.ToString(function.FunctionArn))
 		return err
@@ -139,7 +146,7 @@ func (d *deployment) pack(ctx context.Context, path string) error {
 
 // run creates or updates the function and waits until it is as asked.
 func (d *deployment) run(ctx context.Context) (*lambda.GetFunctionConfigurationOutput, error) {
-	have, err := d.client.GetFunctionConfiguration(ctx, &lambda.GetFunctionConfigurationInput{FunctionName: &d.name})
+	have, err := d.client.GetFunctionConfiguration(ctx, &lambda.GetFunctionConfigurationInput{FunctionName: &d.name}, readNetwork(&d.had))
 	if isNotFound(err) {
 		return d.create(ctx)
 	}
@@ -178,7 +185,7 @@ func (d *deployment) create(ctx context.Context) (*lambda.GetFunctionConfigurati
 		input.Environment = &types.Environment{Variables: d.env}
 	}
 	start := time.Now()
-	if _, err := d.client.CreateFunction(ctx, input, once); err != nil {
+	if _, err := d.client.CreateFunction(ctx, input, once, sendNetwork(d.network)); err != nil {
 		return nil, err
 	}
 	d.say("created %s", d.name)
@@ -198,7 +205,7 @@ func (d *deployment) update(ctx context.Context, have *lambda.GetFunctionConfigu
 	}
 	input := d.changes(have)
 	if input != nil {
-		_, err := d.client.UpdateFunctionConfiguration(ctx, input, once)
+		_, err := d.client.UpdateFunctionConfiguration(ctx, input, once, sendNetwork(d.network))
 		if err != nil {
 			return nil, err
 		}
@@ -250,6 +257,7 @@ func (d *deployment) changes(have *lambda.GetFunctionConfigurationOutput) *lambd
 	if differs("ephemeral-storage", have.EphemeralStorage != nil && aws.ToInt32(have.EphemeralStorage.Size) == d.ephemeral) {
 		input.EphemeralStorage = &types.EphemeralStorage{Size: &d.ephemeral}
 	}
+	differs("network", d.network == d.had || d.network == "default" && d.had == "")
 	if differs("env", maps.Equal(variables(have), d.env)) {
 		input.Environment = &types.Environment{Variables: d.env}
 	}
@@ -287,7 +295,7 @@ func (d *deployment) await(ctx context.Context) (*lambda.GetFunctionConfiguratio
 	defer cancel()
 	pause := 5 * time.Millisecond
 	for {
-		f, err := d.client.GetFunctionConfiguration(bounded, &lambda.GetFunctionConfigurationInput{FunctionName: &d.name})
+		f, err := d.client.GetFunctionConfiguration(bounded, &lambda.GetFunctionConfigurationInput{FunctionName: &d.name}, readNetwork(&d.had))
 		if err == nil && isSettled(f) {
 			return f, nil
 		}

@@ -110,7 +110,8 @@ func openPlatform(ctx context.Context, p parts) (_ platform, err error) {
 	d.control, err = control.Open(ctx, control.Config{
 		DataDir: filepath.Join(p.dir.Path(), "control"), HTTP: p.http, GRPC: p.grpc, Region: p.settings.Region,
 		Version: version, Prices: prices, AsyncRetryWaits: p.settings.AsyncRetryWaits,
-		Auth: p.settings.Auth, RootKey: p.settings.RootKey, ClusterKeyFile: p.settings.ClusterKeyFile, Logger: p.log,
+		Auth: p.settings.Auth, RootKey: p.settings.RootKey, ClusterKeyFile: p.settings.ClusterKeyFile,
+		Egress: p.settings.Network == "egress", Logger: p.log,
 	})
 	if err != nil {
 		return nil, err
@@ -127,6 +128,7 @@ func openPlatform(ctx context.Context, p parts) (_ platform, err error) {
 	d.worker, err = worker.Open(ctx, worker.Config{
 		Name: "worker-1", DataDir: filepath.Join(p.dir.Path(), "worker"), Bus: d.control.Bus(), Sandbox: p.settings.Sandbox,
 		IdleTimeout: p.settings.IdleTimeout, NoParking: !p.settings.Parked, MemoryBytes: p.settings.Memory, Overcommit: p.settings.MemoryOvercommit,
+		EgressRange: p.settings.EgressRange, DenyEgress: p.settings.DenyEgress, AllowEgress: p.settings.AllowEgress,
 		HardCPU: p.settings.CPUHardCap, Region: p.settings.Region, Logger: p.log,
 	})
 	if err != nil {

@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"math"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -35,6 +36,12 @@ type devSettings struct {
 	// Sandbox is "linux" or "process".
 	Sandbox    string
 	CPUHardCap bool
+	// Network is "none" or "egress": what functions have of which nothing was said.
+	Network string
+	// EgressRange is where instances that reach outside have their addresses.
+	EgressRange netip.Prefix
+	// DenyEgress they do not reach; AllowEgress they do although it is private.
+	DenyEgress, AllowEgress []netip.Prefix
 	// Parked keeps sandboxes and interpreters waiting for functions.
 	Parked bool
 	// PriceBook is the path of a price book, "" for the default one.
@@ -81,6 +88,11 @@ func (s *devSettings) flagSet(getenv func(string) string) *pflag.FlagSet {
 	f.Var(&choiceValue{&s.Sandbox, []string{"linux", "process"}}, "sandbox", "linux (isolated), or process (no isolation at all)")
 	f.BoolVar(&s.CPUHardCap, "cpu-hard-cap", false, "cap each instance's CPU at its share (1769 MB is one) even where CPUs are idle")
 	f.BoolVar(&s.Parked, "parked", true, "keep a few sandboxes and interpreters waiting, so that sleeping functions answer sooner")
+	s.Network, s.EgressRange = "none", netip.MustParsePrefix("198.18.0.0/15")
+	f.Var(&choiceValue{&s.Network, []string{"none", "egress"}}, "network", "what functions reach that do not say themselves: none, or egress (outside, but not this machine, other instances or private networks)")
+	f.Var(&rangesValue{&s.DenyEgress}, "deny-egress", "addresses that no function reaches, such as 203.0.113.0/24; may be repeated")
+	f.Var(&rangesValue{&s.AllowEgress}, "allow-egress", "private addresses that functions with egress reach, such as 10.1.2.3; may be repeated")
+	f.Var(&poolValue{&s.EgressRange}, "egress-range", "where instances with egress have their addresses")
 	f.StringVar(&s.PriceBook, "price-book", "", "JSON `FILE` with other prices than the default ones")
 	f.Var(&patternValue{&s.Region, regionPattern, "a region like us-east-1"}, "region", "AWS region that ARNs name")
 	s.Region = "us-east-1"

@@ -42,6 +42,7 @@ func (s *service) configuration(f *registry.Function, v *registry.Version, quali
 		PackageType:   &c.PackageType,
 		Architectures: c.Architectures,
 		KmsKeyArn:     optional(c.KMSKeyARN),
+		Network:       optional(c.Network),
 
 		EphemeralStorage: &dozev1.EphemeralStorage{Size: ptr(int32(c.EphemeralSize))},
 		TracingConfig:    &dozev1.TracingConfigResponse{Mode: &c.TracingMode},

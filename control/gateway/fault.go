@@ -29,6 +29,7 @@ const (
 	codeSerialization     = "SerializationException"
 	codeUnknownOperation  = "UnknownOperationException"
 	codeInvalidRuntime    = "InvalidRuntimeException"
+	codeNetwork           = "EC2UnexpectedException"
 	codePolicyLength      = "PolicyLengthExceededException"
 	codeCodeStorage       = "CodeStorageExceededException"
 	codeIncomplete        = "IncompleteSignatureException"
@@ -80,7 +81,7 @@ func (f *Fault) Status() int {
 		return http.StatusTooManyRequests
 	case codeService:
 		return http.StatusInternalServerError
-	case codeInvalidRuntime:
+	case codeInvalidRuntime, codeNetwork:
 		return http.StatusBadGateway
 	case codeRequestTimeout:
 		return http.StatusRequestTimeout

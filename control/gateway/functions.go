@@ -29,7 +29,7 @@ func (s *service) CreateFunction(ctx context.Context, r *dozev1.CreateFunctionRe
 		Role: r.Role, Handler: r.Handler, Description: r.Description, Timeout: r.Timeout, MemorySize: r.MemorySize,
 		VpcConfig: r.VpcConfig, Environment: r.Environment, Runtime: r.Runtime, DeadLetterConfig: r.DeadLetterConfig,
 		KmsKeyArn: r.KmsKeyArn, TracingConfig: r.TracingConfig, ImageConfig: r.ImageConfig,
-		EphemeralStorage: r.EphemeralStorage, SnapStart: r.SnapStart, LoggingConfig: r.LoggingConfig,
+		EphemeralStorage: r.EphemeralStorage, SnapStart: r.SnapStart, LoggingConfig: r.LoggingConfig, Network: r.Network,
 		CapacityProviderConfig: r.CapacityProviderConfig, DurableConfig: r.DurableConfig,
 		Layers:            &dozev1.LayerVersionArnList{Items: r.Layers},
 		FileSystemConfigs: &dozev1.FileSystemConfigList{Items: r.FileSystemConfigs},

@@ -194,12 +194,17 @@ func decodeClientContext(text string) ([]byte, error) {
 func (s *service) invokeFault(in *invocation, err error) error {
 	var throttled *invoke.Throttled
 	var noRuntime *invoke.InvalidRuntime
+	var noEgress *invoke.NoEgress
 	var unavailable *invoke.Unavailable
 	switch {
 	case errors.As(err, &throttled):
 		return &Fault{Code: codeTooMany, Message: messageRate, Reason: throttled.Reason, RetryAfter: throttled.RetryAfter}
 	case errors.As(err, &noRuntime):
 		return &Fault{Code: codeInvalidRuntime, Message: noRuntime.Message}
+	case errors.As(err, &noEgress):
+		s.config.Logger.LogAttrs(context.Background(), slog.LevelWarn, "call failed",
+			slog.String("requestId", in.id.String()), slog.String("function", in.name), slog.Any("error", noEgress.Err))
+		return &Fault{Code: codeNetwork, Message: "The worker has no network that reaches outside, which the function is to have (Network: egress). `doze status` tells what it lacks."}
 	case errors.Is(err, invoke.ErrEventsFull):
 		return &Fault{Code: codeTooMany, Message: messageRate, Reason: invoke.ReasonConcurrent, RetryAfter: time.Second}
 	case errors.As(err, &unavailable):

@@ -18,6 +18,8 @@ const (
 	maxEnvironment = 4096
 	// maxLayers is how many layers a function may have.
 	maxLayers = 5
+	// networkDefault as Network is the platform's default, whatever that is when the function runs.
+	networkDefault = "default"
 )
 
 // reservedVariables are set by the platform and cannot be set by a function's owner.
@@ -79,6 +81,11 @@ func (s *service) merge(base registry.Config, r *dozev1.UpdateFunctionConfigurat
 			return c, err
 		}
 		c.HasEnv, c.Environment = true, r.Environment.GetVariables()
+	}
+	if r.Network != nil {
+		if c.Network = r.GetNetwork(); c.Network == networkDefault {
+			c.Network = ""
+		}
 	}
 	if r.DeadLetterConfig != nil {
 		c.DeadLetterARN = r.DeadLetterConfig.GetTargetArn()

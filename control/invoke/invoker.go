@@ -62,6 +62,8 @@ type Config struct {
 	ARN func(account, name string) string
 	// Metrics counts the calls.
 	Metrics *Metrics
+	// Egress is whether a function of which nothing else was said reaches outside.
+	Egress bool
 }
 
 // Invoker runs calls and accepts events. Its methods may be called from many goroutines.
@@ -92,6 +94,7 @@ type incarnation struct {
 	queue    bus.QueueID
 	limits   bus.AskLimits
 	calls    *calls
+	egress   bool
 	claimed  atomic.Int64 // Unix nanoseconds
 }
 
@@ -103,7 +106,7 @@ func (n *incarnation) Spec() *dozev1.FunctionSpec {
 		Revision: n.version.Incarnation, Arn: n.arn, Runtime: c.Runtime, Handler: c.Handler,
 		MemoryMb: uint32(c.MemorySize), TimeoutSeconds: uint32(c.Timeout), EphemeralStorageMb: uint32(c.EphemeralSize),
 		Environment: c.Environment, CodeSha256: n.version.Code.SHA256, CodeSize: n.version.Code.Size,
-		LogGroup: c.LogGroup, LogFormat: c.LogFormat,
+		LogGroup: c.LogGroup, LogFormat: c.LogFormat, Egress: n.egress,
 	}
 	if n.function.Reserved != nil {
 		reserved := uint32(*n.function.Reserved)
@@ -120,7 +123,7 @@ func (i *Invoker) incarnation(f *registry.Function, v *registry.Version) *incarn
 		}
 	}
 	n := &incarnation{
-		function: f, version: v, arn: i.config.ARN(f.Account, f.Name),
+		function: f, version: v, arn: i.config.ARN(f.Account, f.Name), egress: v.Config.Egress(i.config.Egress),
 		queue:  bus.NewQueueID(f.Account, f.Name, v.Version, v.Incarnation),
 		limits: bus.AskLimits{Queue: queueLimit, Start: startLimit, Run: time.Duration(v.Config.Timeout) * time.Second},
 		calls:  i.config.Metrics.of(v.Config.Runtime),
@@ -217,6 +220,8 @@ func fault(call *Call, f *bus.Fault) error {
 			reason = ReasonReserved
 		}
 		return &Throttled{Reason: reason, RetryAfter: retryAfter}
+	case bus.FaultNoEgress:
+		return &NoEgress{Err: errors.New(f.Message)}
 	default:
 		return &Unavailable{Ran: f.Ran, Err: errors.New(f.Message)}
 	}

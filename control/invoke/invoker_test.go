@@ -85,6 +85,10 @@ func TestAnswersAndFaults(t *testing.T) {
 		{"no capacity, reserved", function(&two), []*bus.Answer{fault(bus.FaultNoCapacity, false)}, 1, throttled(ReasonReserved)},
 		{"given back by a draining worker", function(nil), []*bus.Answer{fault(bus.FaultWorkerLost, false), ok}, 2, func(_ *Answer, err error) bool { return err == nil }},
 		{"lost while it ran: never run twice", function(nil), []*bus.Answer{fault(bus.FaultWorkerLost, true), ok}, 1, unavailable(true)},
+		{"no egress", function(nil), []*bus.Answer{fault(bus.FaultNoEgress, false)}, 1, func(_ *Answer, err error) bool {
+			var noEgress *NoEgress
+			return errors.As(err, &noEgress)
+		}},
 		{"could not start", function(nil), []*bus.Answer{fault(bus.FaultStart, false)}, 1, unavailable(false)},
 	} {
 		t.Run(test.name, func(t *testing.T) {

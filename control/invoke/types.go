@@ -99,6 +99,16 @@ type InvalidRuntime struct {
 
 func (e *InvalidRuntime) Error() string { return e.Message }
 
+// NoEgress says that the function is to reach outside and the worker that was to run it cannot give it that: 502
+// EC2UnexpectedException, AWS's word for a network that could not be set up. The handler has not run.
+type NoEgress struct {
+	Err error
+}
+
+func (e *NoEgress) Error() string { return fmt.Sprintf("no network egress: %v", e.Err) }
+
+func (e *NoEgress) Unwrap() error { return e.Err }
+
 // Unavailable says that the platform failed the call: 500 ServiceException, which SDKs retry.
 type Unavailable struct {
 	// Ran: the handler had, or may have, been given the event.

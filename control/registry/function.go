@@ -82,9 +82,15 @@ type Config struct {
 	DeadLetterARN string            `json:"deadLetterArn,omitempty"`
 	KMSKeyARN     string            `json:"kmsKeyArn,omitempty"`
 	Layers        []string          `json:"layers,omitempty"`
+	Network       string            `json:"network,omitempty"` // none, egress, or "" for the platform's default
 	// Echo holds members that Doze stores and answers without acting on them (VpcConfig,
 	// ImageConfig, FileSystemConfigs, ...): serialised doze.v1 messages by member name.
 	Echo map[string][]byte `json:"echo,omitempty"`
+}
+
+// Egress tells whether the function reaches outside, where that is the platform's default.
+func (c *Config) Egress(byDefault bool) bool {
+	return c.Network == "egress" || c.Network == "" && byDefault
 }
 
 // Policy is a resource policy: its statements in the order they were added.

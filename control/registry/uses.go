@@ -1,9 +1,10 @@
 package registry
 
-// Use is a runtime and a size of memory, in MB, that some function has it with.
+// Use is a runtime, and a size of memory, in MB, and a network that some function has it with.
 type Use struct {
 	Runtime  string
 	MemoryMB int
+	Network  string // as in Config
 }
 
 // Uses are those of all functions' $LATEST and published versions, up to a bound and each once, in no
@@ -12,7 +13,7 @@ func (s *Snapshot) Uses(bound int) map[Use]struct{} {
 	uses := map[Use]struct{}{}
 	add := func(v *Version) {
 		if v != nil && len(uses) < bound {
-			uses[Use{v.Config.Runtime, v.Config.MemorySize}] = struct{}{}
+			uses[Use{v.Config.Runtime, v.Config.MemorySize, v.Config.Network}] = struct{}{}
 		}
 	}
 	for f := range s.all {

@@ -25,8 +25,14 @@ func TestUses(t *testing.T) {
 	edited := get(t, s, "c").Latest.Config
 	edited.MemorySize = 512
 	do(t, s, UpdateConfig{Account: acct, Name: "c", BaseRevisionID: get(t, s, "c").Latest.RevisionID, RevisionID: "r3", Config: edited})
+	published := get(t, s, "c").Latest
+	edited.Network = "egress"
+	do(t, s, UpdateConfig{Account: acct, Name: "c", BaseRevisionID: published.RevisionID, RevisionID: "r5", Config: edited})
+	if get(t, s, "c").Latest.Incarnation == published.Incarnation {
+		t.Error("another network, and no new incarnation")
+	}
 	got := s.Snapshot()
-	want := map[Use]struct{}{{"python3.11", 128}: {}, {"nodejs20.x", 256}: {}, {"nodejs20.x", 512}: {}}
+	want := map[Use]struct{}{{"python3.11", 128, ""}: {}, {"nodejs20.x", 256, ""}: {}, {"nodejs20.x", 512, "egress"}: {}}
 	if !maps.Equal(got.Uses(10), want) {
 		t.Errorf("%v", got.Uses(10))
 	}

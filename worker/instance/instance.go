@@ -146,7 +146,7 @@ func (i *Instance) sandboxConfig(argv []string) sandbox.Config {
 		ID: l.ID, CodeDir: l.CodeDir, OptDir: l.OptDir, RuntimeDir: o.runtimeDir(l.Runtime), ReadOnly: l.Runtime.ReadOnly,
 		Argv: argv, Env: environment(o, l, i.stream),
 		MemoryBytes: int64(l.Spec.MemoryMb) << 20, TmpBytes: tmpBytes(l.Spec.EphemeralStorageMb),
-		CPUMilli: cpuMilli(l.Spec.MemoryMb), HardCPU: o.HardCPU, MaxProcesses: o.maxProcesses(),
+		CPUMilli: cpuMilli(l.Spec.MemoryMb), HardCPU: o.HardCPU, MaxProcesses: o.maxProcesses(), Egress: l.Spec.Egress,
 	}
 }
 

@@ -63,7 +63,7 @@ func (s *parkFirst) Start(ctx context.Context, config sandbox.Config) (sandbox.P
 			runtime.Name = "nodejs"
 		}
 	}
-	park := (&Options{RuntimeDir: config.RuntimeDir}).ParkConfig(runtime, memoryMB, 0)
+	park := (&Options{RuntimeDir: config.RuntimeDir}).ParkConfig(runtime, memoryMB, 0, config.Egress)
 	park.ID = "p-" + config.ID
 	if config.RuntimeDir != "" {
 		park.Argv = append(slices.Clip(config.Argv), "parked")

@@ -353,7 +353,11 @@ func (g *group) startFailed(m *member, err error) {
 				continue
 			}
 			g.held = slices.Delete(g.held, i, i+1)
-			g.answerFault(c, bus.FaultStart, fmt.Sprintf("start instance: %v", err))
+			code := bus.FaultStart
+			if errors.Is(err, ErrNoEgress) {
+				code = bus.FaultNoEgress
+			}
+			g.answerFault(c, code, fmt.Sprintf("start instance: %v", err))
 			return
 		}
 		return

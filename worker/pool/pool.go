@@ -23,6 +23,9 @@ import (
 // instance now.
 var ErrNoMemory = errors.New("pool: no memory for another instance")
 
+// ErrNoEgress is what a Launcher answers when the function is to reach outside and nothing here does.
+var ErrNoEgress = errors.New("pool: no network egress")
+
 // Instance is what the pool asks of an instance.
 type Instance interface {
 	// Invoke hands it one event; Done follows. An error means that the event was not handed over

@@ -5,7 +5,9 @@ import (
 	"context"
 	"crypto/rand"
 	"errors"
+	"fmt"
 	"log/slog"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -55,6 +57,14 @@ func (m *maker) Reserve() error {
 		return errors.New("disk full")
 	}
 	return nil
+}
+
+func TestNoEgressIsTold(t *testing.T) {
+	w := newWorld(t, &maker{broken: fmt.Errorf("%w: no nf_tables", ErrNoEgress)}, time.Minute)
+	a := w.ask("{}")
+	if a.Fault == nil || a.Fault.Code != bus.FaultNoEgress || a.Fault.Ran || !strings.Contains(a.Fault.Message, "no nf_tables") {
+		t.Fatalf("answer %+v", a)
+	}
 }
 
 func (m *maker) billed() int {

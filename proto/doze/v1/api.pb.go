@@ -815,8 +815,10 @@ type CreateFunctionRequest struct {
 	PublishTo              *string                 `protobuf:"bytes,26,opt,name=publish_to,json=PublishTo,proto3,oneof" json:"publish_to,omitempty"`
 	DurableConfig          *DurableConfig          `protobuf:"bytes,27,opt,name=durable_config,json=DurableConfig,proto3" json:"durable_config,omitempty"`
 	TenancyConfig          *TenancyConfig          `protobuf:"bytes,28,opt,name=tenancy_config,json=TenancyConfig,proto3" json:"tenancy_config,omitempty"`
-	unknownFields          protoimpl.UnknownFields
-	sizeCache              protoimpl.SizeCache
+	// Doze's own: "none", "egress" (outside, but not this host) or "default".
+	Network       *string `protobuf:"bytes,1000,opt,name=network,json=Network,proto3,oneof" json:"network,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *CreateFunctionRequest) Reset() {
@@ -1043,6 +1045,13 @@ func (x *CreateFunctionRequest) GetTenancyConfig() *TenancyConfig {
 		return x.TenancyConfig
 	}
 	return nil
+}
+
+func (x *CreateFunctionRequest) GetNetwork() string {
+	if x != nil && x.Network != nil {
+		return *x.Network
+	}
+	return ""
 }
 
 type VpcConfigResponse struct {
@@ -1632,8 +1641,10 @@ type FunctionConfiguration struct {
 	ConfigSha256               *string                 `protobuf:"bytes,38,opt,name=config_sha256,json=ConfigSha256,proto3,oneof" json:"config_sha256,omitempty"`
 	DurableConfig              *DurableConfig          `protobuf:"bytes,39,opt,name=durable_config,json=DurableConfig,proto3" json:"durable_config,omitempty"`
 	TenancyConfig              *TenancyConfig          `protobuf:"bytes,40,opt,name=tenancy_config,json=TenancyConfig,proto3" json:"tenancy_config,omitempty"`
-	unknownFields              protoimpl.UnknownFields
-	sizeCache                  protoimpl.SizeCache
+	// Doze's own: what was asked for; absent where the platform's default is.
+	Network       *string `protobuf:"bytes,1000,opt,name=network,json=Network,proto3,oneof" json:"network,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *FunctionConfiguration) Reset() {
@@ -1944,6 +1955,13 @@ func (x *FunctionConfiguration) GetTenancyConfig() *TenancyConfig {
 		return x.TenancyConfig
 	}
 	return nil
+}
+
+func (x *FunctionConfiguration) GetNetwork() string {
+	if x != nil && x.Network != nil {
+		return *x.Network
+	}
+	return ""
 }
 
 type GetFunctionRequest struct {
@@ -2573,8 +2591,10 @@ type UpdateFunctionConfigurationRequest struct {
 	LoggingConfig          *LoggingConfig          `protobuf:"bytes,19,opt,name=logging_config,json=LoggingConfig,proto3" json:"logging_config,omitempty"`
 	CapacityProviderConfig *CapacityProviderConfig `protobuf:"bytes,20,opt,name=capacity_provider_config,json=CapacityProviderConfig,proto3" json:"capacity_provider_config,omitempty"`
 	DurableConfig          *DurableConfig          `protobuf:"bytes,21,opt,name=durable_config,json=DurableConfig,proto3" json:"durable_config,omitempty"`
-	unknownFields          protoimpl.UnknownFields
-	sizeCache              protoimpl.SizeCache
+	// Doze's own: "none", "egress" (outside, but not this host) or "default".
+	Network       *string `protobuf:"bytes,1000,opt,name=network,json=Network,proto3,oneof" json:"network,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *UpdateFunctionConfigurationRequest) Reset() {
@@ -2752,6 +2772,13 @@ func (x *UpdateFunctionConfigurationRequest) GetDurableConfig() *DurableConfig {
 		return x.DurableConfig
 	}
 	return nil
+}
+
+func (x *UpdateFunctionConfigurationRequest) GetNetwork() string {
+	if x != nil && x.Network != nil {
+		return *x.Network
+	}
+	return ""
 }
 
 type DeleteFunctionRequest struct {
@@ -7031,7 +7058,7 @@ const file_doze_v1_api_proto_rawDesc = "" +
 	"\x12_execution_timeout\"l\n" +
 	"\rTenancyConfig\x12A\n" +
 	"\x15tenant_isolation_mode\x18\x01 \x01(\tB\b\xa2\xb8\x19\x04\b+\x10\x01H\x00R\x13TenantIsolationMode\x88\x01\x01B\x18\n" +
-	"\x16_tenant_isolation_mode\"\xed\r\n" +
+	"\x16_tenant_isolation_mode\"\xa2\x0e\n" +
 	"\x15CreateFunctionRequest\x122\n" +
 	"\rfunction_name\x18\x01 \x01(\tB\b\xa2\xb8\x19\x04\b\x01\x10\x01H\x00R\fFunctionName\x88\x01\x01\x12%\n" +
 	"\aruntime\x18\x02 \x01(\tB\x06\xa2\xb8\x19\x02\b\x02H\x01R\aRuntime\x88\x01\x01\x12!\n" +
@@ -7067,7 +7094,8 @@ const file_doze_v1_api_proto_rawDesc = "" +
 	"\n" +
 	"publish_to\x18\x1a \x01(\tB\x06\xa2\xb8\x19\x02\b(H\vR\tPublishTo\x88\x01\x01\x12=\n" +
 	"\x0edurable_config\x18\x1b \x01(\v2\x16.doze.v1.DurableConfigR\rDurableConfig\x12=\n" +
-	"\x0etenancy_config\x18\x1c \x01(\v2\x16.doze.v1.TenancyConfigR\rTenancyConfig\x1a7\n" +
+	"\x0etenancy_config\x18\x1c \x01(\v2\x16.doze.v1.TenancyConfigR\rTenancyConfig\x12'\n" +
+	"\anetwork\x18\xe8\a \x01(\tB\a\xa2\xb8\x19\x03\b\x84\aH\fR\aNetwork\x88\x01\x01\x1a7\n" +
 	"\tTagsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01B\x10\n" +
@@ -7086,7 +7114,9 @@ const file_doze_v1_api_proto_rawDesc = "" +
 	"\r_package_typeB\x0e\n" +
 	"\f_kms_key_arnB\x1a\n" +
 	"\x18_code_signing_config_arnB\r\n" +
-	"\v_publish_to\"\xfa\x01\n" +
+	"\v_publish_toB\n" +
+	"\n" +
+	"\b_network\"\xfa\x01\n" +
 	"\x11VpcConfigResponse\x12%\n" +
 	"\n" +
 	"subnet_ids\x18\x01 \x03(\tB\x06\xa2\xb8\x19\x02\x18\x01R\tSubnetIds\x124\n" +
@@ -7146,7 +7176,7 @@ const file_doze_v1_api_proto_rawDesc = "" +
 	"\x14RuntimeVersionConfig\x123\n" +
 	"\x13runtime_version_arn\x18\x01 \x01(\tH\x00R\x11RuntimeVersionArn\x88\x01\x01\x122\n" +
 	"\x05error\x18\x02 \x01(\v2\x1c.doze.v1.RuntimeVersionErrorR\x05ErrorB\x16\n" +
-	"\x14_runtime_version_arn\"\xc0\x13\n" +
+	"\x14_runtime_version_arn\"\xec\x13\n" +
 	"\x15FunctionConfiguration\x12(\n" +
 	"\rfunction_name\x18\x01 \x01(\tH\x00R\fFunctionName\x88\x01\x01\x12&\n" +
 	"\ffunction_arn\x18\x02 \x01(\tH\x01R\vFunctionArn\x88\x01\x01\x12\x1d\n" +
@@ -7195,7 +7225,8 @@ const file_doze_v1_api_proto_rawDesc = "" +
 	"\x18capacity_provider_config\x18% \x01(\v2\x1f.doze.v1.CapacityProviderConfigR\x16CapacityProviderConfig\x12(\n" +
 	"\rconfig_sha256\x18& \x01(\tH\x18R\fConfigSha256\x88\x01\x01\x12=\n" +
 	"\x0edurable_config\x18' \x01(\v2\x16.doze.v1.DurableConfigR\rDurableConfig\x12=\n" +
-	"\x0etenancy_config\x18( \x01(\v2\x16.doze.v1.TenancyConfigR\rTenancyConfigB\x10\n" +
+	"\x0etenancy_config\x18( \x01(\v2\x16.doze.v1.TenancyConfigR\rTenancyConfig\x12\x1e\n" +
+	"\anetwork\x18\xe8\a \x01(\tH\x19R\aNetwork\x88\x01\x01B\x10\n" +
 	"\x0e_function_nameB\x0f\n" +
 	"\r_function_arnB\n" +
 	"\n" +
@@ -7225,7 +7256,9 @@ const file_doze_v1_api_proto_rawDesc = "" +
 	"\r_package_typeB\x1e\n" +
 	"\x1c_signing_profile_version_arnB\x12\n" +
 	"\x10_signing_job_arnB\x10\n" +
-	"\x0e_config_sha256\"\x97\x01\n" +
+	"\x0e_config_sha256B\n" +
+	"\n" +
+	"\b_network\"\x97\x01\n" +
 	"\x12GetFunctionRequest\x124\n" +
 	"\rfunction_name\x18\x01 \x01(\tB\n" +
 	"\xa2\xb8\x19\x06\b,\x10\x01 \x01H\x00R\fFunctionName\x88\x01\x01\x12+\n" +
@@ -7319,7 +7352,7 @@ const file_doze_v1_api_proto_rawDesc = "" +
 	"\b_dry_runB\x0e\n" +
 	"\f_revision_idB\x15\n" +
 	"\x13_source_kms_key_arnB\r\n" +
-	"\v_publish_to\"\xb4\n" +
+	"\v_publish_to\"\xe9\n" +
 	"\n" +
 	"\"UpdateFunctionConfigurationRequest\x124\n" +
 	"\rfunction_name\x18\x01 \x01(\tB\n" +
@@ -7349,7 +7382,8 @@ const file_doze_v1_api_proto_rawDesc = "" +
 	"snap_start\x18\x12 \x01(\v2\x12.doze.v1.SnapStartR\tSnapStart\x12=\n" +
 	"\x0elogging_config\x18\x13 \x01(\v2\x16.doze.v1.LoggingConfigR\rLoggingConfig\x12Y\n" +
 	"\x18capacity_provider_config\x18\x14 \x01(\v2\x1f.doze.v1.CapacityProviderConfigR\x16CapacityProviderConfig\x12=\n" +
-	"\x0edurable_config\x18\x15 \x01(\v2\x16.doze.v1.DurableConfigR\rDurableConfigB\x10\n" +
+	"\x0edurable_config\x18\x15 \x01(\v2\x16.doze.v1.DurableConfigR\rDurableConfig\x12'\n" +
+	"\anetwork\x18\xe8\a \x01(\tB\a\xa2\xb8\x19\x03\b\x84\aH\tR\aNetwork\x88\x01\x01B\x10\n" +
 	"\x0e_function_nameB\a\n" +
 	"\x05_roleB\n" +
 	"\n" +
@@ -7361,7 +7395,9 @@ const file_doze_v1_api_proto_rawDesc = "" +
 	"\n" +
 	"\b_runtimeB\x0e\n" +
 	"\f_kms_key_arnB\x0e\n" +
-	"\f_revision_id\"\x9a\x01\n" +
+	"\f_revision_idB\n" +
+	"\n" +
+	"\b_network\"\x9a\x01\n" +
 	"\x15DeleteFunctionRequest\x124\n" +
 	"\rfunction_name\x18\x01 \x01(\tB\n" +
 	"\xa2\xb8\x19\x06\b,\x10\x01 \x01H\x00R\fFunctionName\x88\x01\x01\x12+\n" +

@@ -107,8 +107,10 @@ type FunctionSpec struct {
 	LogFormat string `protobuf:"bytes,15,opt,name=log_format,json=logFormat,proto3" json:"log_format,omitempty"`
 	// Reserved concurrency of the function; absent when it has none.
 	ReservedConcurrency *uint32 `protobuf:"varint,16,opt,name=reserved_concurrency,json=reservedConcurrency,proto3,oneof" json:"reserved_concurrency,omitempty"`
-	unknownFields       protoimpl.UnknownFields
-	sizeCache           protoimpl.SizeCache
+	// The function reaches outside the worker.
+	Egress        bool `protobuf:"varint,17,opt,name=egress,proto3" json:"egress,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *FunctionSpec) Reset() {
@@ -251,6 +253,13 @@ func (x *FunctionSpec) GetReservedConcurrency() uint32 {
 		return *x.ReservedConcurrency
 	}
 	return 0
+}
+
+func (x *FunctionSpec) GetEgress() bool {
+	if x != nil {
+		return x.Egress
+	}
+	return false
 }
 
 // HostRequest asks a worker to host an incarnation: to park a pull for it and start instances
@@ -686,11 +695,12 @@ func (x *RuntimesInUse) GetUses() []*RuntimeUse {
 	return nil
 }
 
-// RuntimeUse is a runtime and a size of memory that some function has it with.
+// RuntimeUse is a runtime, and a size of memory and a network that some function has it with.
 type RuntimeUse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Runtime       string                 `protobuf:"bytes,1,opt,name=runtime,proto3" json:"runtime,omitempty"`
 	MemoryMb      uint32                 `protobuf:"varint,2,opt,name=memory_mb,json=memoryMb,proto3" json:"memory_mb,omitempty"`
+	Egress        bool                   `protobuf:"varint,3,opt,name=egress,proto3" json:"egress,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -737,6 +747,13 @@ func (x *RuntimeUse) GetMemoryMb() uint32 {
 		return x.MemoryMb
 	}
 	return 0
+}
+
+func (x *RuntimeUse) GetEgress() bool {
+	if x != nil {
+		return x.Egress
+	}
+	return false
 }
 
 // Hosted is one incarnation on one worker.
@@ -1581,7 +1598,7 @@ var File_doze_v1_bus_proto protoreflect.FileDescriptor
 
 const file_doze_v1_bus_proto_rawDesc = "" +
 	"\n" +
-	"\x11doze/v1/bus.proto\x12\adoze.v1\"\x8d\x05\n" +
+	"\x11doze/v1/bus.proto\x12\adoze.v1\"\xa5\x05\n" +
 	"\fFunctionSpec\x12\x18\n" +
 	"\aaccount\x18\x01 \x01(\tR\aaccount\x12\x1a\n" +
 	"\bfunction\x18\x02 \x01(\tR\bfunction\x12\x18\n" +
@@ -1601,7 +1618,8 @@ const file_doze_v1_bus_proto_rawDesc = "" +
 	"\tlog_group\x18\x0e \x01(\tR\blogGroup\x12\x1d\n" +
 	"\n" +
 	"log_format\x18\x0f \x01(\tR\tlogFormat\x126\n" +
-	"\x14reserved_concurrency\x18\x10 \x01(\rH\x00R\x13reservedConcurrency\x88\x01\x01\x1a>\n" +
+	"\x14reserved_concurrency\x18\x10 \x01(\rH\x00R\x13reservedConcurrency\x88\x01\x01\x12\x16\n" +
+	"\x06egress\x18\x11 \x01(\bR\x06egress\x1a>\n" +
 	"\x10EnvironmentEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01B\x17\n" +
@@ -1644,11 +1662,12 @@ const file_doze_v1_bus_proto_rawDesc = "" +
 	"\x06misses\x18\x05 \x01(\x03R\x06misses\x12!\n" +
 	"\fmemory_bytes\x18\x06 \x01(\x03R\vmemoryBytes\"8\n" +
 	"\rRuntimesInUse\x12'\n" +
-	"\x04uses\x18\x01 \x03(\v2\x13.doze.v1.RuntimeUseR\x04uses\"C\n" +
+	"\x04uses\x18\x01 \x03(\v2\x13.doze.v1.RuntimeUseR\x04uses\"[\n" +
 	"\n" +
 	"RuntimeUse\x12\x18\n" +
 	"\aruntime\x18\x01 \x01(\tR\aruntime\x12\x1b\n" +
-	"\tmemory_mb\x18\x02 \x01(\rR\bmemoryMb\"P\n" +
+	"\tmemory_mb\x18\x02 \x01(\rR\bmemoryMb\x12\x16\n" +
+	"\x06egress\x18\x03 \x01(\bR\x06egress\"P\n" +
 	"\x06Hosted\x12\x14\n" +
 	"\x05queue\x18\x01 \x01(\tR\x05queue\x12\x1c\n" +
 	"\tinstances\x18\x02 \x01(\rR\tinstances\x12\x12\n" +

@@ -3,8 +3,11 @@
 package linux
 
 import (
+	"errors"
+	"io"
 	"log/slog"
 	"net/netip"
+	"strings"
 	"testing"
 
 	"github.com/doze-run/doze/worker/sandbox"
@@ -29,4 +32,32 @@ func TestEgress(t *testing.T) {
 	t.Run("cold", func(t *testing.T) { sandboxtest.Egress(t, w, factory) })
 	t.Run("parked", func(t *testing.T) { sandboxtest.Egress(t, w, sandboxtest.Parked(factory, false)) })
 	t.Run("waiting", func(t *testing.T) { sandboxtest.Egress(t, w, sandboxtest.Parked(factory, true)) })
+}
+
+// TestNoEgress is a machine that has no network to give.
+func TestNoEgress(t *testing.T) {
+	s := open(t, t.TempDir())
+	defer s.Close()
+	if err := s.egress.Close(); err != nil {
+		t.Fatal(err)
+	}
+	s.egress, s.noEgress = nil, errors.New("egress: no nf_tables")
+	if missing := strings.Join(s.Missing(), "\n"); !strings.Contains(missing, "no network egress") || !strings.Contains(missing, "no nf_tables") {
+		t.Errorf("missing: %q", missing)
+	}
+	code := t.TempDir()
+	config := sandbox.Config{ID: "a", CodeDir: code, Argv: []string{"/bin/true"}, MemoryBytes: 64 << 20, TmpBytes: 1 << 20, CPUMilli: 100, MaxProcesses: 16, Egress: true}
+	if _, err := s.Start(t.Context(), config); !errors.Is(err, sandbox.ErrNoEgress) || !strings.Contains(err.Error(), "no nf_tables") {
+		t.Errorf("with egress: %v", err)
+	}
+	config.Egress = false
+	p, err := s.Start(t.Context(), config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	io.Copy(io.Discard, p.Output())
+	<-p.Done()
+	if p.Exit().Code != 0 {
+		t.Errorf("%+v", p.Exit())
+	}
 }

@@ -127,6 +127,9 @@ func (n *Network) sweep() error {
 	if caps[0].Effective&(1<<unix.CAP_NET_ADMIN) == 0 {
 		return errors.New("the capability CAP_NET_ADMIN is missing")
 	}
+	if err := canForward(); err != nil {
+		return err
+	}
 	if err := removeTable(n.config.Tag); err != nil {
 		return fmt.Errorf("nf_tables: %w", err)
 	}
@@ -190,17 +193,31 @@ func (n *Network) open() (err error) {
 
 var errClosed = errors.New("egress: closed")
 
+// forwarding is the setting that makes the host pass on what is not for itself.
+const forwarding = "/proc/sys/net/ipv4/ip_forward"
+
+// canForward says why the host cannot be made to.
+func canForward() error {
+	b, err := os.ReadFile(forwarding)
+	if err == nil && strings.TrimSpace(string(b)) == "0" {
+		err = unix.Access(forwarding, unix.W_OK)
+	}
+	if err != nil {
+		return fmt.Errorf("net.ipv4.ip_forward is not 1 and cannot be set: %w", err)
+	}
+	return nil
+}
+
 // forward makes the host pass on what is not for itself. It is never taken back.
 func (n *Network) forward() error {
-	const setting = "/proc/sys/net/ipv4/ip_forward"
-	b, err := os.ReadFile(setting)
+	b, err := os.ReadFile(forwarding)
 	if err != nil {
 		return err
 	}
 	if strings.TrimSpace(string(b)) != "0" {
 		return nil
 	}
-	if err := os.WriteFile(setting, []byte("1"), 0); err != nil {
+	if err := os.WriteFile(forwarding, []byte("1"), 0); err != nil {
 		return fmt.Errorf("net.ipv4.ip_forward is 0 and cannot be set to 1: %w", err)
 	}
 	n.config.Logger.Warn("net.ipv4.ip_forward was 0 and is 1 now, and stays so: functions with network egress need it")
