@@ -17,7 +17,9 @@ func TestDestinations(t *testing.T) {
 	python := d.Runtime(ctx, "python")
 	arn := func(name string) *string { return aws.String("arn:aws:lambda:us-east-1:000000000000:function:" + name) }
 	d.Create(ctx, "fails", python, Python(t, "def handler(event, context):\n    raise ValueError('no')\n"),
-		func(in *lambda.CreateFunctionInput) { in.DeadLetterConfig = &types.DeadLetterConfig{TargetArn: arn("letters")} })
+		func(in *lambda.CreateFunctionInput) {
+			in.DeadLetterConfig = &types.DeadLetterConfig{TargetArn: arn("letters")}
+		})
 	d.Create(ctx, "letters", python, Python(t, "def handler(event, context):\n    assert event == {'n': 7}\n"))
 	d.Create(ctx, "records", python, Python(t, `
 def handler(event, context):

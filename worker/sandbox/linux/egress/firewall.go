@@ -94,6 +94,7 @@ func (f *firewall) write(p policy) error {
 			return err
 		}
 	}
+	f.refusals()
 	never, allowed, private := sets[0], sets[1], sets[2]
 	from, to := interfaceIs(expr.MetaKeyIIFNAME, p.workerEnds), interfaceIs(expr.MetaKeyOIFNAME, p.workerEnds)
 
@@ -245,10 +246,21 @@ func destination(set *nftables.Set, invert bool) []expr.Any {
 
 func verdict(kind expr.VerdictKind) []expr.Any { return []expr.Any{&expr.Verdict{Kind: kind}} }
 
-// reject says at once that there is no way, so that a program need not wait for its time-out.
-func reject() []expr.Any {
-	return []expr.Any{&expr.Reject{Type: unix.NFT_REJECT_ICMPX_UNREACH, Code: unix.NFT_REJECT_ICMPX_ADMIN_PROHIBITED}}
+// refusals says at once that there is no way, so that a program need not wait for its time-out: to TCP by a reset,
+// which the kernel sends as often as needed, to others by an ICMP message.
+func (f *firewall) refusals() {
+	refuse := f.conn.AddChain(&nftables.Chain{Name: refusing, Table: f.table})
+	f.rule(refuse, []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{unix.IPPROTO_TCP}},
+		&expr.Reject{Type: unix.NFT_REJECT_TCP_RST},
+	})
+	f.rule(refuse, []expr.Any{&expr.Reject{Type: unix.NFT_REJECT_ICMPX_UNREACH, Code: unix.NFT_REJECT_ICMPX_ADMIN_PROHIBITED}})
 }
+
+const refusing = "refuse"
+
+func reject() []expr.Any { return []expr.Any{&expr.Verdict{Kind: expr.VerdictGoto, Chain: refusing}} }
 
 // intervals are ranges as a set takes them: each begins, and ends before the next address.
 func intervals(prefixes []netip.Prefix) (elements []nftables.SetElement) {
