@@ -25,6 +25,7 @@ func TestUses(t *testing.T) {
 	edited := get(t, s, "c").Latest.Config
 	edited.MemorySize = 512
 	do(t, s, UpdateConfig{Account: acct, Name: "c", BaseRevisionID: get(t, s, "c").Latest.RevisionID, RevisionID: "r3", Config: edited})
+	do(t, s, Settle{Account: acct, Name: "c", Version: Latest, Incarnation: "r3", RevisionID: "r4"})
 	published := get(t, s, "c").Latest
 	edited.Network = "egress"
 	do(t, s, UpdateConfig{Account: acct, Name: "c", BaseRevisionID: published.RevisionID, RevisionID: "r5", Config: edited})
