@@ -38,6 +38,14 @@ func (a *appetite) served(d time.Duration, busy int) {
 	}
 }
 
+// takes is how long a call takes that does not wait for others; 0 while that is not known.
+func (a *appetite) takes() time.Duration {
+	if a.calm.count >= enoughCalm {
+		return a.calm.value
+	}
+	return a.least
+}
+
 // ate takes note of the CPU time of some calls.
 func (a *appetite) ate(cpu time.Duration, calls int) {
 	if calls > 0 {
@@ -51,10 +59,6 @@ func (a *appetite) useful() int {
 	if a.cpu.count == 0 {
 		return 0
 	}
-	takes := a.least
-	if a.calm.count >= enoughCalm {
-		takes = a.calm.value
-	}
-	atOnce := float64(a.cores) * float64(takes) / float64(max(a.cpu.value, leastCPU))
+	atOnce := float64(a.cores) * float64(a.takes()) / float64(max(a.cpu.value, leastCPU))
 	return max(2*a.cores, int(math.Ceil(slack*atOnce))+1)
 }

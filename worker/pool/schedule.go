@@ -14,6 +14,8 @@ type demand struct {
 	service, start time.Duration
 	// waited is the sum of the held calls' waiting since the last start.
 	waited time.Duration
+	// takes is how long a call takes that does not wait for others.
+	takes time.Duration
 	// useful is how many instances the CPU can keep going, 0 when that is not known. Then cpuFree says
 	// that the machine has CPU to spare, and cores how many it has.
 	useful  int
@@ -26,8 +28,8 @@ type demand struct {
 const (
 	// perCore instances are let be where the CPU is the limit and what a call takes of it is not known.
 	perCore = 4
-	// patience is how long a call may have to wait for the ones in front of it before instances are
-	// started that only take CPU from one another: slower is better than refused.
+	// patience is how long calls may have to wait for the ones in front of them, if none took longer than it
+	// has to, before instances are started that only take CPU from one another: slower is better than refused.
 	patience = time.Second
 )
 
@@ -80,7 +82,7 @@ func (g *group) crowded() bool {
 func (d demand) most() int {
 	instances := max(d.ready+d.starting, 1)
 	switch {
-	case d.service*time.Duration(d.held)/time.Duration(instances) > patience:
+	case d.takes*time.Duration(d.held)/time.Duration(instances) > patience:
 		return 0
 	case d.useful > 0:
 		return d.useful
