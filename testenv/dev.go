@@ -78,11 +78,13 @@ type Dev struct {
 	binary string
 	by     []string // the command that executes the binary; nil for none
 	args   []string
-	env    []string
-	cmd    *exec.Cmd
-	stderr *tail
-	exited chan struct{}
-	err    error
+	env    []string // nil: as command makes it
+	// command makes the commands of the user that it runs as.
+	command func(program string, args ...string) *exec.Cmd
+	cmd     *exec.Cmd
+	stderr  *tail
+	exited  chan struct{}
+	err     error
 }
 
 // StartDev starts `doze dev` in a new folder with the given flags and waits for its ready line. It
@@ -106,7 +108,16 @@ func StartDevBy(t testing.TB, by []string, flags ...string) *Dev {
 
 func startDev(t testing.TB, env, by, flags []string) *Dev {
 	t.Helper()
-	d := &Dev{t: t, binary: Binary(t), by: by, DataDir: t.TempDir(), args: flags, env: env, KeyID: "AKIDTEST", Secret: "secret"}
+	d := &Dev{t: t, binary: Binary(t), by: by, DataDir: t.TempDir(), env: append(os.Environ(), env...), command: exec.Command, KeyID: "AKIDTEST", Secret: "secret"}
+	d.args = append([]string{"--data-dir", d.DataDir}, flags...)
+	d.run()
+	return d
+}
+
+// run starts it until the end of the test.
+func (d *Dev) run() {
+	t := d.t
+	t.Helper()
 	d.Start()
 	t.Cleanup(func() {
 		if d.cmd != nil {
@@ -118,17 +129,18 @@ func startDev(t testing.TB, env, by, flags []string) *Dev {
 			t.Logf("last lines of doze dev:\n%s", d.stderr)
 		}
 	})
-	return d
 }
 
 // Start starts the process (again) in its folder.
 func (d *Dev) Start() {
 	d.t.Helper()
-	args := append([]string{"dev", "--listen", "127.0.0.1:0", "--grpc-listen", "127.0.0.1:0", "--data-dir", d.DataDir}, d.args...)
+	args := append([]string{"dev", "--listen", "127.0.0.1:0", "--grpc-listen", "127.0.0.1:0"}, d.args...)
 	whole := slices.Concat(d.by, []string{d.binary}, args)
-	d.cmd = exec.Command(whole[0], whole[1:]...)
+	d.cmd = d.command(whole[0], whole[1:]...)
 	d.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	d.cmd.Env = append(os.Environ(), d.env...)
+	if d.env != nil {
+		d.cmd.Env = d.env
+	}
 	d.stderr = &tail{}
 	d.cmd.Stderr = d.stderr
 	stdout, err := d.cmd.StdoutPipe()

@@ -223,7 +223,7 @@ func openSandbox(config Config, dir string) (sandbox.Sandbox, error) {
 			DenyEgress: config.DenyEgress, AllowEgress: config.AllowEgress})
 		if err != nil {
 			return nil, fmt.Errorf("worker: the linux sandbox cannot be had here: %w. "+
-				"Run as root, or, for functions that you trust as yourself, with --sandbox process", err)
+				"`doze doctor` says what is missing and how to get it; run as root, or, for functions that you trust as yourself, with --sandbox process", err)
 		}
 		return s, nil
 	case "process":

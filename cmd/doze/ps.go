@@ -30,7 +30,8 @@ func newPsCommand() *cobra.Command {
 		Use:   "ps",
 		Short: "Show the instances there are now",
 		Long: `Show the instances there are now: each is one sandbox in which a function version runs, one call
-at a time. A function without any is asleep.`,
+at a time. A function without any is asleep. What the sandboxes do not give on this machine is said
+on stderr.`,
 		Args: noArgs,
 	}
 	asJSON := addJSONFlag(cmd, "the instances")
@@ -45,6 +46,14 @@ at a time. A function without any is asleep.`,
 		}
 		if *asJSON {
 			return printJSON(cmd.OutOrStdout(), nonNil(instances))
+		}
+		var status platformStatus
+		if err := c.get(cmd.Context(), "/doze/v1/status", nil, &status); err != nil {
+			return err
+		}
+		// Not between the instances: who reads the table in a script does not look for it there.
+		if missing := status.missing(); missing != "" {
+			defer fmt.Fprint(cmd.ErrOrStderr(), missing)
 		}
 		if len(instances) == 0 {
 			fmt.Fprintln(cmd.ErrOrStderr(), "No instances: every function is asleep.")

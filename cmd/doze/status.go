@@ -108,17 +108,23 @@ func (s *platformStatus) print(w io.Writer) error {
 			return err
 		}
 	}
-	b.Reset()
-	for _, k := range s.Workers {
-		for _, m := range k.Missing {
-			fmt.Fprintf(&b, "\n%s does not give: %s", k.ID, m)
-		}
-	}
-	if b.Len() == 0 {
+	missing := s.missing()
+	if missing == "" {
 		return nil
 	}
-	_, err := fmt.Fprintln(w, b.String())
+	_, err := fmt.Fprint(w, "\n"+missing)
 	return err
+}
+
+// missing is what the workers' sandboxes do not give, a line each.
+func (s *platformStatus) missing() string {
+	var b strings.Builder
+	for _, k := range s.Workers {
+		for _, m := range k.Missing {
+			fmt.Fprintf(&b, "%s does not give: %s\n", k.ID, m)
+		}
+	}
+	return b.String()
 }
 
 // parked is what waits for functions, nil when nothing does.

@@ -6,7 +6,7 @@
 // program to run and how much of the machine that program may use.
 //
 // Implementations: sandbox/linux (namespaces, cgroups, seccomp) and sandbox/process (a plain
-// process group: no isolation, for other systems and unprivileged use). sandboxtest holds the one
+// process group: no isolation, for systems without those). sandboxtest holds the one
 // behaviour suite both pass.
 package sandbox
 

@@ -157,7 +157,7 @@ func TestLauncherDies(t *testing.T) {
 	s.mu.Lock()
 	l := s.launcher
 	s.mu.Unlock()
-	unix.Kill(l.cmd.Process.Pid, unix.SIGKILL)
+	unix.Kill(l.pid, unix.SIGKILL)
 	for _, p := range all {
 		select {
 		case <-p.Done():

@@ -18,7 +18,12 @@
 // What counts towards an instance's memory limit: its processes, what it keeps in /tmp and /dev/shm, and the
 // page cache that it was the first to fill.
 //
-// It needs root, kernel 5.12 or later (mount_setattr), and a binary that imports it (package stage takes over in init).
+// Without root, all of this is done in a user namespace (userns.go): a launcher that is a fork of another one is root
+// in there, and one more stays behind that sees the host, to clone mounts for it. Cgroups are used if the worker was
+// given some (delegate.go); what they would count is counted by looking (census.go). Missing says what that does not give.
+//
+// It needs kernel 5.12 or later (mount_setattr), root or user namespaces, and a binary that imports it (package
+// stage takes over in init).
 package linux
 
 import (
@@ -38,6 +43,7 @@ import (
 
 	"github.com/doze-run/doze/worker/sandbox"
 	"github.com/doze-run/doze/worker/sandbox/linux/egress"
+	"github.com/doze-run/doze/worker/sandbox/linux/stage"
 )
 
 // Options say where and as whom instances run.
@@ -49,12 +55,15 @@ type Options struct {
 	Logger *slog.Logger
 	// UIDBase and UIDCount are the host uids (and gids of the same number) that instances get, one each.
 	// They must belong to nobody. The first is the one that PID 1 of every instance has.
-	// 0: a range that depends on DataDir, at or above 2^29; 16384 of them.
+	// 0: a range that depends on DataDir, at or above 2^29; 16384 of them. Without root they are not used: the user's
+	// subordinate ids are.
 	UIDBase, UIDCount int
 	// EgressRange, DenyEgress, AllowEgress and ResolvConf are Range, Deny, Allow and ResolvConf of package egress.
 	EgressRange             netip.Prefix
 	DenyEgress, AllowEgress []netip.Prefix
 	ResolvConf              string
+	// withoutCgroups leaves them alone, for a trial.
+	withoutCgroups bool
 }
 
 const defaultUIDCount = 16384
@@ -73,6 +82,12 @@ type Sandbox struct {
 	uids     *uids
 	egress   *egress.Network // nil where noEgress says why
 	noEgress error
+	user     *identities // nil for root
+	// undelegated says why there are no cgroups, or fewer controllers.
+	undelegated string
+	lacks       []string
+	quit        chan struct{} // ends watch; nil where nothing is watched
+	watching    sync.WaitGroup
 
 	mu        sync.Mutex
 	closed    bool
@@ -87,9 +102,6 @@ var _ sandbox.Sandbox = (*Sandbox)(nil)
 // New builds what all instances have in common. It first ends and removes what a worker that died left
 // behind with the same DataDir. An error says what this machine or this user lacks.
 func New(options Options) (_ *Sandbox, err error) {
-	if unix.Geteuid() != 0 {
-		return nil, errors.New("linux sandbox: needs root (or CAP_SYS_ADMIN and the other capabilities of a container's root)")
-	}
 	if options.Logger == nil {
 		options.Logger = slog.New(slog.DiscardHandler)
 	}
@@ -126,31 +138,94 @@ func New(options Options) (_ *Sandbox, err error) {
 	if err = s.own(); err != nil {
 		return nil, err
 	}
-	if s.cgroups, err = detectCgroups("/proc/self/mountinfo", "/proc/self/cgroup", parentName(dataDir)); err != nil {
+	if options.withoutCgroups {
+		s.cgroups = &cgroups{}
+	} else if err = s.openCgroups(parentName(dataDir)); err != nil {
 		return nil, err
 	}
-	if err = s.cgroups.mountUnified("/proc/self/cgroup", parentName(dataDir)); err != nil {
+	if unix.Geteuid() != 0 {
+		s.user = findIdentities()
+	}
+	if err = s.launch(); err != nil {
 		return nil, err
 	}
-	s.cgroups.cpus = runtime.NumCPU()
-	if err = s.cgroups.sweep(); err != nil {
-		return nil, err
-	}
-	if err = s.cgroups.open(); err != nil {
-		return nil, err
+	if s.user != nil {
+		s.useSubordinates(dataDir)
 	}
 	// What is left of the network goes after the processes that were in it. A machine that has none to give starts all
 	// other instances.
-	s.egress, s.noEgress = egress.Open(egress.Config{Tag: parentName(dataDir)[len("doze-"):][:6], Range: options.EgressRange,
-		Deny: options.DenyEgress, Allow: options.AllowEgress, ResolvConf: options.ResolvConf, Logger: s.log})
-	if s.root, err = newRoot(); err != nil {
-		return nil, err
+	if options.withoutCgroups {
+		s.noEgress = errors.New("a trial has none")
+	} else {
+		s.egress, s.noEgress = egress.Open(egress.Config{Tag: parentName(dataDir)[len("doze-"):][:6], Range: options.EgressRange,
+			Deny: options.DenyEgress, Allow: options.AllowEgress, ResolvConf: options.ResolvConf, Logger: s.log})
 	}
-	if s.launcher, err = s.launch(); err != nil {
-		return nil, err
+	s.lacks = s.missing()
+	if s.counts() {
+		s.quit = make(chan struct{})
+		s.watching.Go(func() { s.watch(s.quit) })
 	}
 	return s, nil
 }
+
+// openCgroups finds the cgroups that this user may use and makes the sandbox's own.
+func (s *Sandbox) openCgroups(parent string) (err error) {
+	if unix.Geteuid() == 0 {
+		if s.cgroups, err = detectCgroups("/proc/self/mountinfo", "/proc/self/cgroup", parent); err == nil {
+			err = s.cgroups.mountUnified("/proc/self/cgroup", parent)
+		}
+	} else if s.cgroups, s.undelegated, err = delegatedCgroups("/proc/self/mountinfo", "/proc/self/cgroup", parent); err == nil {
+		err = s.sweepOld()
+	}
+	if err != nil {
+		return err
+	}
+	s.cgroups.cpus = runtime.NumCPU()
+	if err := s.cgroups.sweep(); err != nil {
+		return err
+	}
+	err = s.cgroups.open()
+	if err != nil && unix.Geteuid() != 0 {
+		// What was delegated cannot be used, perhaps because somebody else is in it: as if there were nothing.
+		s.cgroups, s.undelegated, err = &cgroups{}, err.Error(), nil
+	}
+	return err
+}
+
+// sweepOld removes what a dead worker of this data directory made in a group that this one is not in, and notes down
+// where this one makes its own: a user's worker is in another group each time it is started.
+func (s *Sandbox) sweepOld() error {
+	note := filepath.Join(s.dir, "cgroup")
+	if b, err := os.ReadFile(note); err == nil && len(b) > 0 && string(b) != s.cgroups.unified {
+		old := &cgroups{unified: string(b)}
+		if _, err := os.Stat(old.unified); err == nil {
+			if err := errors.Join(old.sweep(), old.remove()); err != nil {
+				return err
+			}
+		}
+	}
+	return os.WriteFile(note, []byte(s.cgroups.unified), 0o600)
+}
+
+// useSubordinates puts the ids that the user namespace has in the place of a root's. Two workers of a user begin at
+// different ones, as far as there are enough.
+func (s *Sandbox) useSubordinates(dataDir string) {
+	if !s.user.distinct() {
+		s.stageUID, s.uids = soleUID, &uids{sole: soleUID}
+		return
+	}
+	count := min(s.user.count, defaultUIDCount)
+	base := 1 + defaultUIDs(dataDir)>>16%(s.user.count/count)*count
+	s.stageUID, s.uids = base, newUIDs(base+1, count-1)
+}
+
+// counts tells whether instances are counted by looking, because no cgroup does.
+func (s *Sandbox) counts() bool {
+	return !s.cgroups.has("memory") || !s.cgroups.has("pids") || !s.cgroups.canFreeze()
+}
+
+// distinct tells whether each instance has a uid of its own. Without, a process cannot give up its groups either.
+func (s *Sandbox) distinct() bool { return s.user == nil || s.user.distinct() }
 
 // parentName is the cgroup that all instances of a data directory are below, whichever process made them.
 func parentName(dataDir string) string {
@@ -175,18 +250,89 @@ func (s *Sandbox) own() error {
 	return nil
 }
 
-func (s *Sandbox) launch() (*launcher, error) {
-	return startLauncher(s.setup(filepath.Join(s.dir, "root")))
+// launch makes the root of the instances and the launcher that lives in it. An error leaves neither.
+func (s *Sandbox) launch() error {
+	l, err := execLauncher()
+	if err != nil {
+		return err
+	}
+	var m mounter
+	if s.user != nil {
+		steady := newProgram(stage.Setup)
+		steady.signals(ignored, 1)
+		if _, err = l.do(steady); err == nil {
+			m.deputy, err = s.user.enter(l)
+		}
+		if err != nil {
+			l.close()
+			return err
+		}
+		forked, err := m.deputy.fork(0)
+		if err != nil {
+			m.deputy.close()
+			return err
+		}
+		l = forked
+	}
+	if s.root, err = newRoot(m); err == nil {
+		_, err = l.do(s.setup(filepath.Join(s.dir, "root")))
+	}
+	if err != nil {
+		l.close()
+		if s.root != nil {
+			s.root.close()
+		}
+		if s.user != nil {
+			err = noUserNamespace(err)
+		}
+		return err
+	}
+	s.launcher = l
+	return nil
 }
 
 // Name is "linux".
 func (s *Sandbox) Name() string { return "linux" }
 
 // Missing says what this machine does not give.
-func (s *Sandbox) Missing() []string {
-	lines := s.cgroups.missing()
+func (s *Sandbox) Missing() []string { return s.lacks }
+
+// The first words of what Missing may say.
+const (
+	lackUIDs      = "no distinct uids"
+	lackMemory    = "no memory limit by the kernel"
+	lackProcesses = "no bound on processes by the kernel"
+	lackFreezer   = "no freezing by the kernel"
+	lackCPU       = "no cpu cgroup controller"
+)
+
+func (s *Sandbox) missing() (lines []string) {
 	if s.noEgress != nil {
-		lines = append(lines, "no network egress, so functions that ask for it do not start: "+s.noEgress.Error())
+		defer func() {
+			lines = append(lines, "no network egress, so functions that ask for it do not start: "+s.noEgress.Error())
+		}()
+	}
+	if s.user == nil {
+		return s.cgroups.missing()
+	}
+	add := func(what, means string) { lines = append(lines, what+": "+means) }
+	if s.cgroups.unified == "" {
+		add("no cgroups", s.undelegated)
+	}
+	if !s.user.distinct() {
+		lines = append(lines, lackUIDs+": all instances run as the worker's own user behind their walls; "+s.user.why)
+	}
+	if !s.cgroups.has("memory") {
+		add(lackMemory, fmt.Sprintf("what instances use is looked at every %s, and may be more in between", censusEvery))
+	}
+	if !s.cgroups.has("cpu") {
+		add(lackCPU, "instances share the CPU without regard to their memory, and none is capped")
+	}
+	if !s.cgroups.has("pids") && !s.user.distinct() {
+		add(lackProcesses, fmt.Sprintf("an instance with too many is ended, within %s", censusEvery))
+	}
+	if !s.cgroups.canFreeze() {
+		add(lackFreezer, "the processes of an idle instance are stopped one by one")
 	}
 	return lines
 }
@@ -208,9 +354,11 @@ func (s *Sandbox) enter(id string) error {
 
 // release gives a uid back that nothing has any more.
 func (s *Sandbox) release(uid int) {
-	s.mu.Lock()
-	s.root.forget(uid)
-	s.mu.Unlock()
+	if s.distinct() { // else others have it
+		s.mu.Lock()
+		s.root.forget(uid)
+		s.mu.Unlock()
+	}
 	s.uids.give(uid)
 }
 
@@ -238,20 +386,13 @@ func (s *Sandbox) spawn(p *program) error {
 
 // relaunch starts over with a new root: the mounts of the old one went with the launcher. mu is held.
 func (s *Sandbox) relaunch(old *launcher) (*launcher, error) {
-	s.log.Error("the sandbox launcher has died and is replaced", "pid", old.cmd.Process.Pid, "state", old.cmd.ProcessState.String())
-	old.channel.close()
-	r, err := newRoot()
-	if err != nil {
-		return nil, err
-	}
+	s.log.Error("the sandbox launcher has died and is replaced", "pid", old.pid)
+	old.close()
 	s.root.close()
-	s.root = r
-	l, err := s.launch()
-	if err != nil {
+	if err := s.launch(); err != nil {
 		return nil, err
 	}
-	s.launcher = l
-	return l, nil
+	return s.launcher, nil
 }
 
 // Close ends every instance, waits until nothing is left of them, and removes what New made.
@@ -282,6 +423,10 @@ func (s *Sandbox) Close() error {
 // discard removes what New has made so far.
 func (s *Sandbox) discard() error {
 	var errs []error
+	if s.quit != nil {
+		close(s.quit)
+		s.watching.Wait()
+	}
 	if s.launcher != nil {
 		s.launcher.close()
 	}

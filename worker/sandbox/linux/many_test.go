@@ -45,7 +45,7 @@ func kept(t *testing.T, s *Sandbox, data string) map[string]int {
 		return n
 	}
 	s.mu.Lock()
-	launcher, root := s.launcher.cmd.Process.Pid, s.root.fd
+	launcher, root := s.launcher.pid, s.root.fd
 	processes, ids := len(s.processes), len(s.ids)
 	s.mu.Unlock()
 	s.uids.mu.Lock()

@@ -3,28 +3,50 @@
 package linux
 
 import (
+	"encoding/binary"
 	"fmt"
 	"io/fs"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/doze-run/doze/worker/sandbox"
+	"github.com/doze-run/doze/worker/sandbox/linux/stage"
 )
 
-// hostTree clones the mount of a host path, detached and read-only, without what is setuid and without
-// device nodes, for a stage to move into an instance. With deep, mounts below it come along.
-func hostTree(path string, deep bool) (int, error) {
+// mounter makes detached mounts. Where this process may not, its deputy does, a launcher in the user namespace
+// that sees the host as this process does.
+type mounter struct{ deputy *launcher }
+
+// Attributes of what comes from the host. A device node is one mount, and works only without NODEV; the kernel shows
+// a /proc only in place of one that is as open.
+const (
+	fileAttrs   = unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV
+	deviceAttrs = unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NOEXEC
+	procAttrs   = unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV | unix.MOUNT_ATTR_NOEXEC
+)
+
+// hostTree clones the mount of a host path, detached, with attributes that take rights away, for a stage to move into
+// an instance. With deep, mounts below it come along.
+func (m mounter) hostTree(path string, deep bool, attrs uint64) (int, error) {
 	flags, at := uint(unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC), uint(unix.AT_EMPTY_PATH)
 	if deep {
 		flags |= unix.AT_RECURSIVE
 		at |= unix.AT_RECURSIVE
+	}
+	if m.deputy != nil {
+		p := newProgram(stage.Setup)
+		p.call("open_tree "+path, unix.SYS_OPEN_TREE, imm(unix.AT_FDCWD), p.str(path), imm(flags)).Save = 1 + regScratch
+		attr := p.mountAttr(attrs)
+		binary.NativeEndian.PutUint64(p.blob[attr.value+16:], unix.MS_PRIVATE)
+		p.call("mount_setattr "+path, unix.SYS_MOUNT_SETATTR, reg(regScratch), p.str(""), imm(at), attr, imm(unix.MOUNT_ATTR_SIZE_VER0))
+		return m.ask(p)
 	}
 	fd, err := unix.OpenTree(unix.AT_FDCWD, path, flags)
 	if err != nil {
 		return -1, &fs.PathError{Op: "open_tree", Path: path, Err: err}
 	}
 	err = unix.MountSetattr(fd, "", at, &unix.MountAttr{
-		Attr_set:    unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV,
+		Attr_set:    attrs,
 		Propagation: unix.MS_PRIVATE,
 	})
 	if err != nil {
@@ -32,6 +54,16 @@ func hostTree(path string, deep bool) (int, error) {
 		return -1, &fs.PathError{Op: "mount_setattr", Path: path, Err: err}
 	}
 	return fd, nil
+}
+
+// ask lets the deputy make the mount that a program leaves in regScratch.
+func (m mounter) ask(p *program) (int, error) {
+	p.send = []uint8{regScratch}
+	fds, err := m.deputy.do(p)
+	if err != nil {
+		return -1, err
+	}
+	return fds[0], nil
 }
 
 // trees are the detached mounts of one instance, on their way into it.
@@ -50,7 +82,7 @@ func (t *trees) add(host, at string, file bool) error {
 	if host == "" {
 		return nil
 	}
-	fd, err := hostTree(host, false)
+	fd, err := t.root.mounter.hostTree(host, false, fileAttrs)
 	if err != nil {
 		return err
 	}
@@ -94,8 +126,19 @@ func (t *trees) close() {
 	t.list = nil
 }
 
-// newTmpfs makes a detached tmpfs. Its files can be reached at inside(fd, name).
-func newTmpfs(attrs int, options ...[2]string) (int, error) {
+// tmpfs makes a detached tmpfs. Its files can be reached at inside(fd, name).
+func (m mounter) tmpfs(attrs int, options ...[2]string) (int, error) {
+	if m.deputy != nil {
+		p := newProgram(stage.Setup)
+		p.call("fsopen tmpfs", unix.SYS_FSOPEN, p.str("tmpfs"), imm(unix.FSOPEN_CLOEXEC)).Save = 1 + regContext
+		for _, o := range options {
+			p.call("tmpfs option "+o[0], unix.SYS_FSCONFIG, reg(regContext), imm(unix.FSCONFIG_SET_STRING), p.str(o[0]), p.str(o[1]), imm(0))
+		}
+		p.call("create tmpfs", unix.SYS_FSCONFIG, reg(regContext), imm(unix.FSCONFIG_CMD_CREATE), imm(0), imm(0), imm(0))
+		p.call("fsmount tmpfs", unix.SYS_FSMOUNT, reg(regContext), imm(unix.FSMOUNT_CLOEXEC), imm(attrs)).Save = 1 + regScratch
+		p.call("close the context", unix.SYS_CLOSE, reg(regContext))
+		return m.ask(p)
+	}
 	return newMount("tmpfs", attrs, options...)
 }
 

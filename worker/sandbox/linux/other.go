@@ -4,6 +4,7 @@
 package linux
 
 import (
+	"context"
 	"errors"
 	"log/slog"
 
@@ -19,6 +20,12 @@ type Options struct {
 
 // Sandbox cannot be made here.
 type Sandbox struct{ sandbox.Sandbox }
+
+// Examine says that it needs Linux.
+func Examine(context.Context) []sandbox.Finding {
+	return []sandbox.Finding{{Name: "kernel", State: sandbox.Missing, Found: "not Linux", Needed: true,
+		Means: "the linux sandbox cannot be had here", Fix: "Linux; or, for functions that you trust as yourself, --sandbox process"}}
+}
 
 // New says that it needs Linux.
 func New(Options) (*Sandbox, error) {

@@ -167,7 +167,7 @@ func (k *parked) Discard() {
 func (k *parked) Done() <-chan struct{} { return k.p.done }
 
 // MemoryBytes implements sandbox.Parked.
-func (k *parked) MemoryBytes() int64 { return k.p.group.usage() }
+func (k *parked) MemoryBytes() int64 { return k.p.MemoryBytes() }
 
 // Start implements sandbox.Parked.
 func (k *parked) Start(ctx context.Context, config sandbox.Config) (_ sandbox.Process, err error) {
@@ -228,7 +228,7 @@ func (k *parked) start(ctx context.Context, config *sandbox.Config) error {
 	if err != nil {
 		return err
 	}
-	run := launch{trees: t.list, argv: config.Argv, env: environment(config.Env)}
+	run := launch{trees: t.list, argv: config.Argv, env: environment(config.Env), processes: config.MaxProcesses}
 	var resize []tmpSize
 	if config.TmpBytes != k.config.TmpBytes {
 		resize = append(resize, tmpSize{"/tmp", config.TmpBytes})
@@ -238,6 +238,9 @@ func (k *parked) start(ctx context.Context, config *sandbox.Config) error {
 	}
 	if err := p.group.relimit(k.limits, l); err != nil {
 		return err
+	}
+	if p.census != nil {
+		p.census.relimit(l)
 	}
 	var exec *program
 	var message []byte

@@ -35,6 +35,10 @@ const maxFiles = 1024
 const (
 	regListener = stage.SignalReg + 1 + iota
 	regScratch
+	regContext
+	regProc
+	regTmp
+	regShm
 )
 
 // ignored are the signals that the launcher must not end of (a terminal's Ctrl-C, a service manager's
@@ -74,8 +78,7 @@ func (s *Sandbox) setup(attach string) *program {
 		limit uint64
 	}{{"core", unix.RLIMIT_CORE, 0}, {"nofile", unix.RLIMIT_NOFILE, maxFiles}, {"memlock", unix.RLIMIT_MEMLOCK, 64 << 10},
 		{"msgqueue", unix.RLIMIT_MSGQUEUE, 0}, {"nice", unix.RLIMIT_NICE, 0}, {"rtprio", unix.RLIMIT_RTPRIO, 0}} {
-		pair := binary.NativeEndian.AppendUint64(binary.NativeEndian.AppendUint64(nil, l.limit), l.limit)
-		p.call("limit "+l.name, unix.SYS_PRLIMIT64, imm(0), imm(l.which), p.data(pair), imm(0))
+		p.limit(l.name, 0, l.which, l.limit)
 	}
 	p.call("set umask", unix.SYS_UMASK, imm(0o022))
 	p.call("set no_new_privs", unix.SYS_PRCTL, imm(unix.PR_SET_NO_NEW_PRIVS), imm(1), imm(0), imm(0), imm(0))
@@ -117,6 +120,9 @@ func (s *Sandbox) prepare(control, cgroup, network, uid int, tmp, memory int64) 
 	const plain = unix.MS_NOSUID | unix.MS_NODEV
 	proc := p.str("proc")
 	p.call("mount /proc", unix.SYS_MOUNT, proc, p.str("/proc"), proc, imm(plain|unix.MS_NOEXEC), imm(0))
+	if s.user != nil {
+		p.call("unmount the host's /proc", unix.SYS_UMOUNT2, p.str("/"+hostProc), imm(unix.MNT_DETACH))
+	}
 	// When the machine itself runs out of memory, functions go before the platform.
 	p.call("open oom_score_adj", unix.SYS_OPENAT, here, p.str("/proc/self/oom_score_adj"), imm(unix.O_WRONLY|unix.O_CLOEXEC), imm(0)).Save = 1 + regScratch
 	p.call("set oom_score_adj", unix.SYS_WRITE, reg(regScratch), p.str("500"), imm(3)).Ignore = uint16(unix.EACCES)
@@ -134,6 +140,11 @@ func (s *Sandbox) prepare(control, cgroup, network, uid int, tmp, memory int64) 
 	tmpfs := p.str("tmpfs")
 	p.call("mount /tmp", unix.SYS_MOUNT, none, p.str("/tmp"), tmpfs, imm(plain), p.str(tmpOptions(tmp, uid)))
 	p.call("mount /dev/shm", unix.SYS_MOUNT, none, p.str("/dev/shm"), tmpfs, imm(plain), p.str(tmpOptions(shmBytes(memory), uid)))
+	if s.counts() {
+		for i, path := range []string{"/proc", "/tmp", "/dev/shm"} {
+			p.call("open "+path, unix.SYS_OPENAT, here, p.str(path), imm(unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC), imm(0)).Save = 1 + regProc + uint8(i)
+		}
+	}
 	return p
 }
 
@@ -185,6 +196,16 @@ type launch struct {
 	uid    int
 	argv   []string
 	env    []string
+	// processes bounds processes and threads, where a uid's can be.
+	processes int
+}
+
+// sent are the descriptors that PID 1 hands to the worker when the program runs.
+func (s *Sandbox) sent() []uint8 {
+	if s.counts() {
+		return []uint8{regListener, regProc, regTmp, regShm}
+	}
+	return []uint8{regListener}
 }
 
 // run is the second half: limits, code, identity, program.
@@ -192,8 +213,9 @@ func (s *Sandbox) run(l launch) *program {
 	p := newProgram(stage.Step)
 	p.confine(l)
 	p.trees(l.trees)
-	p.send = []uint8{regListener}
+	p.send = s.sent()
 	p.list = stage.ListChild
+	s.boundProcesses(p, 0, l.processes)
 	s.confineChild(p, l)
 	p.execute(l)
 	p.list = stage.ListAfter
@@ -208,7 +230,7 @@ func (s *Sandbox) park(l launch) *program {
 	p := newProgram(stage.Step)
 	p.confine(l)
 	p.trees(l.trees)
-	p.send = []uint8{regListener}
+	p.send = s.sent()
 	p.hold = stage.HoldChild
 	if l.argv != nil {
 		p.hold = stage.HoldProgram
@@ -241,6 +263,7 @@ func (s *Sandbox) unpark(l launch, resize []tmpSize, waiting bool, door int, mes
 	if waiting && !slices.ContainsFunc(l.trees, func(t hostPath) bool { return t.path == optDir }) {
 		p.cover(emptyDir, optDir)
 	}
+	s.boundProcesses(p, heldPID, l.processes)
 	s.surrender(p)
 	to := p.fd(door)
 	p.call("hand the function over", unix.SYS_SENDTO, to, p.data(message), imm(len(message)), imm(unix.MSG_NOSIGNAL), imm(0), imm(0))
@@ -256,6 +279,23 @@ func handover(env []string) (message []byte) {
 	return message
 }
 
+// heldPID is what waits in a parked sandbox: the first child of its PID 1.
+const heldPID = 2
+
+// boundProcesses bounds what the uid of a process may have, where no cgroup does it and the uid is one instance's. It
+// cannot be raised again, so what is parked gets it with its function.
+func (s *Sandbox) boundProcesses(p *program, pid, most int) {
+	if s.cgroups.has("pids") || !s.distinct() {
+		return
+	}
+	p.limit("processes", pid, unix.RLIMIT_NPROC, uint64(most))
+}
+
+func (p *program) limit(name string, pid, which int, most uint64) {
+	pair := binary.NativeEndian.AppendUint64(binary.NativeEndian.AppendUint64(nil, most), most)
+	p.call("limit "+name, unix.SYS_PRLIMIT64, imm(pid), imm(which), p.data(pair), imm(0))
+}
+
 // confine puts PID 1 into its cgroups and closes its root.
 func (p *program) confine(l launch) {
 	if len(l.tasks) > 0 {
@@ -265,6 +305,8 @@ func (p *program) confine(l launch) {
 		}
 	}
 	p.call("unshare the cgroup namespace", unix.SYS_UNSHARE, imm(unix.CLONE_NEWCGROUP))
+	// /dev/stdout opens the pipe again, as the function's uid.
+	p.call("give the output pipe away", unix.SYS_FCHOWN, p.fd(l.output), imm(l.uid), imm(l.uid))
 	p.call("make / read-only", unix.SYS_MOUNT_SETATTR, imm(unix.AT_FDCWD), p.str("/"), imm(0), p.mountAttr(unix.MOUNT_ATTR_RDONLY), imm(unix.MOUNT_ATTR_SIZE_VER0))
 	p.call("mount /etc/passwd", unix.SYS_MOUNT, p.str(l.passwd), p.str("/etc/passwd"), imm(0), imm(unix.MS_BIND), imm(0))
 }
@@ -304,7 +346,7 @@ func (s *Sandbox) confineChild(p *program, l launch) {
 	p.call("set stdout", unix.SYS_DUP3, output, imm(1), imm(0))
 	p.call("set stderr", unix.SYS_DUP3, output, imm(2), imm(0))
 	p.call("close descriptors", unix.SYS_CLOSE_RANGE, imm(3), imm(uint32(0xffffffff)), imm(unix.CLOSE_RANGE_CLOEXEC))
-	p.identity(l.uid)
+	p.identity(l.uid, s.distinct())
 	fprog := p.data(make([]byte, 16))
 	p.point(fprog.value+8, p.data(s.filter))
 	binary.NativeEndian.PutUint16(p.blob[fprog.value:], uint16(len(s.filter)/8))
@@ -322,7 +364,7 @@ func (p *program) execute(l launch) {
 // surrender takes from PID 1 what it could still do: it gets a uid that no program has, and its memory cannot be
 // looked into.
 func (s *Sandbox) surrender(p *program) {
-	p.identity(s.stageUID)
+	p.identity(s.stageUID, s.distinct())
 	p.call("become undumpable", unix.SYS_PRCTL, imm(unix.PR_SET_DUMPABLE), imm(0), imm(0), imm(0), imm(0))
 	p.call("set the parent death signal", unix.SYS_PRCTL, imm(unix.PR_SET_PDEATHSIG), imm(int(unix.SIGKILL)))
 }
@@ -348,8 +390,11 @@ func (p *program) mountPoint(t hostPath) {
 const execName = "execute the program"
 
 // identity gives up root for a uid: no groups, no capability in any set.
-func (p *program) identity(uid int) {
-	p.call("setgroups", unix.SYS_SETGROUPS, imm(0), imm(0))
+// Without groups, they cannot be given up here.
+func (p *program) identity(uid int, groups bool) {
+	if groups {
+		p.call("setgroups", unix.SYS_SETGROUPS, imm(0), imm(0))
+	}
 	p.call("setresgid", unix.SYS_SETRESGID, imm(uid), imm(uid), imm(uid))
 	p.call("setresuid", unix.SYS_SETRESUID, imm(uid), imm(uid), imm(uid))
 	header := binary.NativeEndian.AppendUint32(nil, unix.LINUX_CAPABILITY_VERSION_3)

@@ -24,6 +24,7 @@ type Process struct {
 	id       string
 	uid      int
 	group    *group
+	census   *census // counts what no cgroup does; nil where cgroups count all
 	control  *channel
 	listener net.Listener
 	output   *output
@@ -64,19 +65,41 @@ func (p *Process) Done() <-chan struct{} { return p.done }
 func (p *Process) Exit() sandbox.Exit { return p.exit }
 
 // MemoryBytes implements sandbox.Process. Page cache and /tmp count, as they do for the limit.
-func (p *Process) MemoryBytes() int64 { return p.group.usage() }
+func (p *Process) MemoryBytes() int64 {
+	if !p.s.cgroups.has("memory") {
+		return p.census.usage()
+	}
+	return p.group.usage()
+}
 
 // MemoryPeakBytes implements sandbox.Process.
-func (p *Process) MemoryPeakBytes() int64 { return p.group.most() }
+func (p *Process) MemoryPeakBytes() int64 {
+	if !p.s.cgroups.has("memory") {
+		return p.census.highest()
+	}
+	return p.group.most()
+}
 
 // CPUTime implements sandbox.CPUMeter.
-func (p *Process) CPUTime() time.Duration { return p.group.cpuTime() }
+func (p *Process) CPUTime() time.Duration {
+	if p.s.cgroups.unified == "" && !p.s.cgroups.has("cpu") && p.census != nil {
+		return p.census.cpuTime()
+	}
+	return p.group.cpuTime()
+}
 
 // Freeze implements sandbox.Freezer.
-func (p *Process) Freeze() error { return p.group.freeze(true) }
+func (p *Process) Freeze() error { return p.freeze(true) }
 
 // Thaw implements sandbox.Freezer.
-func (p *Process) Thaw() error { return p.group.freeze(false) }
+func (p *Process) Thaw() error { return p.freeze(false) }
+
+func (p *Process) freeze(on bool) error {
+	if !p.s.cgroups.canFreeze() && p.census != nil {
+		return p.census.stop(on)
+	}
+	return p.group.freeze(on)
+}
 
 // Kill implements sandbox.Process: the end of PID 1 is the end of its namespace.
 func (p *Process) Kill() {
@@ -114,13 +137,7 @@ func (p *Process) gone() {
 	if end == nil {
 		return
 	}
-	if raw, err := end.SyscallConn(); err == nil {
-		raw.Read(func(fd uintptr) bool {
-			fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
-			n, err := unix.Poll(fds, 0)
-			return n > 0 || err != nil && err != unix.EINTR
-		})
-	}
+	awaitEnd(end)
 	p.mu.Lock()
 	p.pidfd = -1
 	p.mu.Unlock()
@@ -140,6 +157,9 @@ func (p *Process) live() {
 	p.line.Release()
 	p.exit = exitOf(p.status, p.reported)
 	p.exit.OutOfMemory = p.group.outOfMemory()
+	if p.census != nil {
+		p.exit.OutOfMemory = p.census.close() || p.exit.OutOfMemory
+	}
 	p.s.release(p.uid)
 	p.s.mu.Lock()
 	delete(p.s.processes, p)
@@ -202,6 +222,9 @@ func (p *Process) abandon() {
 	}
 	if p.output != nil {
 		p.output.close()
+	}
+	if p.census != nil {
+		p.census.close()
 	}
 	if err := p.group.remove(); err != nil {
 		p.s.log.Error("a cgroup is left behind", "instance", p.id, "error", err)

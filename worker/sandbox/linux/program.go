@@ -24,6 +24,7 @@ type program struct {
 	send   []uint8
 	into   bool
 	hold   uint32
+	flags  uint32
 	list   int // the list that call appends to
 }
 
@@ -117,7 +118,7 @@ func (p *program) encode() ([]byte, error) {
 	if p.into {
 		h.IntoCgroup = 1
 	}
-	h.Hold = p.hold
+	h.Hold, h.Flags = p.hold, p.flags
 	h.RelocOff = uint32(p.data(nil).value)
 	for _, r := range p.relocs {
 		p.blob = append(p.blob, unsafe.Slice((*byte)(unsafe.Pointer(&r)), 4)...)

@@ -18,8 +18,9 @@ import (
 // root is what every instance sees as /: a tmpfs that is read-only in there, made once, with the host's
 // programs and libraries mounted into it and a small /etc of its own. Nothing else of the host is in it.
 type root struct {
+	mounter mounter
 	fd, dev int        // detached mounts of / and /dev
-	trees   []hostPath // what is mounted from the host
+	trees   []hostPath // what is mounted from the host, after /dev
 }
 
 type hostPath struct {
@@ -55,15 +56,15 @@ const (
 )
 
 // newRoot prepares the tree.
-func newRoot() (r *root, err error) {
-	r = &root{fd: -1, dev: -1}
+func newRoot(m mounter) (r *root, err error) {
+	r = &root{mounter: m, fd: -1, dev: -1}
 	defer func() {
 		if err != nil {
 			r.close()
 			err = fmt.Errorf("root of the instances: %w", err)
 		}
 	}()
-	if r.fd, err = newTmpfs(unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NODEV, [2]string{"size", "64m"}, [2]string{"mode", "0755"}); err != nil {
+	if r.fd, err = m.tmpfs(unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NODEV, [2]string{"size", "64m"}, [2]string{"mode", "0755"}); err != nil {
 		return r, err
 	}
 	for _, dir := range []string{"dev", "etc", "opt", "proc", "tmp", "var", "var/task", "var/runtime", "run", "home", "mnt", emptyDir, waitingDir, waitingDir + "/lib"} {
@@ -85,7 +86,24 @@ func newRoot() (r *root, err error) {
 	if err := r.etc(); err != nil {
 		return r, err
 	}
-	return r, r.devices()
+	if err := r.devices(); err != nil || m.deputy == nil {
+		return r, err
+	}
+	return r, r.openProc()
+}
+
+// openProc mounts the host's /proc where an instance's first process finds it and takes it away again: in a user
+// namespace the kernel gives a new /proc only to who has one in sight.
+func (r *root) openProc() error {
+	if err := os.Mkdir(inside(r.fd, hostProc), 0o755); err != nil {
+		return err
+	}
+	fd, err := r.mounter.hostTree("/proc", true, procAttrs)
+	if err != nil {
+		return err
+	}
+	r.trees = append(r.trees, hostPath{path: "/" + hostProc, fd: fd})
+	return nil
 }
 
 // system mounts one of the host's directories, or makes the link that it is there.
@@ -106,7 +124,7 @@ func (r *root) system(dir string) error {
 	if err := os.Mkdir(inside(r.fd, dir[1:]), 0o755); err != nil {
 		return err
 	}
-	fd, err := hostTree(dir, true)
+	fd, err := r.mounter.hostTree(dir, true, fileAttrs)
 	if err != nil {
 		return err
 	}
@@ -194,13 +212,25 @@ func copyFile(from, to string, size int64) error {
 	return errors.Join(err, out.Close())
 }
 
-// devices makes /dev: the harmless nodes and nothing else.
+// devices makes /dev: the harmless nodes and nothing else. In a user namespace nobody makes a node: the host's are
+// mounted.
 func (r *root) devices() (err error) {
-	if r.dev, err = newTmpfs(unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NOEXEC, [2]string{"size", "64k"}, [2]string{"mode", "0755"}); err != nil {
+	if r.dev, err = r.mounter.tmpfs(unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NOEXEC, [2]string{"size", "64k"}, [2]string{"mode", "0755"}); err != nil {
 		return err
 	}
 	for name, minor := range map[string]uint32{"null": 3, "zero": 5, "full": 7, "random": 8, "urandom": 9} {
 		path := inside(r.dev, name)
+		if r.mounter.deputy != nil {
+			if err := os.WriteFile(path, nil, 0o644); err != nil {
+				return err
+			}
+			fd, err := r.mounter.hostTree("/dev/"+name, false, deviceAttrs)
+			if err != nil {
+				return err
+			}
+			r.trees = append(r.trees, hostPath{path: "/dev/" + name, fd: fd, file: true})
+			continue
+		}
 		if err := unix.Mknod(path, unix.S_IFCHR|0o666, int(unix.Mkdev(1, minor))); err != nil {
 			return &fs.PathError{Op: "mknod", Path: "/dev/" + name, Err: err}
 		}
@@ -272,6 +302,9 @@ func (r *root) close() {
 	closeAll([]int{r.dev, r.fd})
 	r.trees, r.dev, r.fd = nil, -1, -1
 }
+
+// hostProc is where a root in a user namespace has the host's /proc, until an instance has its own.
+const hostProc = ".proc"
 
 // emptyDir is mounted over directories that nobody may look into.
 const emptyDir = ".empty"

@@ -23,7 +23,7 @@ import (
 func (s *Sandbox) start(ctx context.Context, config sandbox.Config) (_ *Process, err error) {
 	l := limits{memory: config.MemoryBytes, milli: config.CPUMilli, hard: config.HardCPU, processes: config.MaxProcesses + 1} // PID 1
 	return s.make(ctx, config.ID, l, config.TmpBytes, config.Egress, func(p *Process) (*program, error) {
-		run := launch{input: -1, argv: config.Argv, env: environment(config.Env)}
+		run := launch{input: -1, argv: config.Argv, env: environment(config.Env), processes: config.MaxProcesses}
 		return s.assign(p, l, &run, func(t *trees) error {
 			return errors.Join(t.code(&config), t.runtime(config.RuntimeDir, config.ReadOnly))
 		}, s.run)
@@ -41,6 +41,12 @@ func (s *Sandbox) make(ctx context.Context, id string, l limits, tmp int64, outs
 		return nil, err
 	}
 	p := &Process{s: s, id: id, group: &group{c: s.cgroups, id: id}, pidfd: -1, done: make(chan struct{})}
+	if s.counts() {
+		p.census = &census{memory: l.memory}
+		if !s.cgroups.has("pids") && !s.distinct() {
+			p.census.most = l.processes
+		}
+	}
 	if p.uid, err = s.uids.take(); err != nil {
 		return nil, err
 	}
@@ -131,10 +137,6 @@ func (s *Sandbox) assign(p *Process, l limits, run *launch, mounts func(*trees) 
 	if p.output, err = newOutput(pipe[0]); err != nil {
 		return nil, err
 	}
-	// /dev/stdout opens the pipe again, as the function's uid.
-	if err := unix.Fchown(pipe[1], p.uid, p.uid); err != nil {
-		return nil, fmt.Errorf("output pipe: %w", err)
-	}
 	run.output = pipe[1]
 	program := write(*run)
 	return program, p.tell(program)
@@ -161,7 +163,10 @@ func (p *Process) started(first, second *program) error {
 		case report.Kind == stage.Spawned && len(fds) == 1:
 			spawned = true
 			err = p.watch(fds[0])
-		case report.Kind == stage.Started && len(fds) == 1:
+		case report.Kind == stage.Started && len(fds) == len(second.send):
+			if p.census != nil {
+				p.census.open(fds[1], fds[2], fds[3])
+			}
 			err = p.listen(fds[0])
 		case report.Kind == stage.Exited: // a short life, and a slow launcher
 			p.status, p.reported = syscall.WaitStatus(report.A), true

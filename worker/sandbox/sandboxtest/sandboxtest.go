@@ -91,6 +91,25 @@ func (f *fixture) config(argv ...string) sandbox.Config {
 	}
 }
 
+// lacks tells whether the sandbox says that it does not give something, and writes down what it says.
+func (f *fixture) lacks(t *testing.T, what string) bool {
+	t.Helper()
+	for _, line := range f.Missing() {
+		if strings.HasPrefix(line, what) {
+			t.Logf("lacks: %s", line)
+			return true
+		}
+	}
+	return false
+}
+
+// What a sandbox may say it lacks, and what is asked of it otherwise then.
+const (
+	noUIDs      = "no distinct uids"
+	noProcesses = "no bound on processes"
+	noCPU       = "no cpu cgroup controller"
+)
+
 // instance is a started process and what it has written so far.
 type instance struct {
 	sandbox.Process

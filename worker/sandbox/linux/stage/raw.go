@@ -87,6 +87,7 @@ var (
 	status  uint32
 	sigInfo [128 / 8]uint64
 	started bool
+	forked  bool    // this process is a launcher by Fork: the Go runtime does not run in it
 	program uintptr // the program's PID
 	held    uint32  // the Hold it was started with
 	gate    [2]int32
@@ -261,18 +262,56 @@ func serve(n uintptr) {
 	h := request.header()
 	switch h.Kind {
 	case Setup:
-		at, errno := request.run(0, h.Main)
-		if errno != 0 {
-			reply.send(ControlFD, Failed, at, uint32(errno), ListMain)
-		} else {
-			reply.send(ControlFD, Done, 0, 0, 0)
-		}
-	case Spawn:
+		setup(h)
+	case Spawn, Fork:
 		spawn(h)
 	}
 	request.clear()
 }
 
+// serveForked is the life of a launcher by Fork.
+//
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func serveForked() {
+	for {
+		request.prepare()
+		n, errno := call3(syscall.SYS_RECVMSG, ControlFD, uintptr(unsafe.Pointer(&request.msg)), recvFlags)
+		if errno == uintptr(syscall.EINTR) {
+			continue
+		}
+		if errno != 0 || n == 0 {
+			exit(0)
+		}
+		serve(n)
+	}
+}
+
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func setup(h *Header) {
+	for i := uintptr(0); i < uintptr(h.SendLen); i++ {
+		if r := uintptr(h.Send[i]); r < MaxRegs {
+			regs[r] = noFD
+		}
+	}
+	if at, errno := request.run(0, h.Main); errno != 0 {
+		reply.send(ControlFD, Failed, at, uint32(errno), ListMain)
+	} else {
+		attach(h)
+		reply.send(ControlFD, Done, 0, 0, 0)
+	}
+	for i := uintptr(0); i < uintptr(h.SendLen); i++ {
+		if r := uintptr(h.Send[i]); r < MaxRegs && regs[r] != noFD {
+			call3(sysClose, regs[r], 0, 0)
+		}
+	}
+}
+
+// spawn forks. In a launcher by Fork it returns as well.
+//
 //go:nosplit
 //go:norace
 //go:nocheckptr
@@ -282,6 +321,9 @@ func spawn(h *Header) {
 	}
 	control := uintptr(request.fds[0])
 	clone.flags = cloneNewPID | clonePidfd
+	if h.Kind == Fork {
+		clone.flags = uint64(h.Flags) | clonePidfd
+	}
 	clone.pidfd = uint64(uintptr(unsafe.Pointer(&pidfd)))
 	clone.exitSignal = uint64(syscall.SIGCHLD)
 	clone.cgroup = 0
@@ -293,6 +335,13 @@ func spawn(h *Header) {
 	sigmask(&allSigs, &oldSigs)
 	pid, errno := call3(sysClone3, uintptr(unsafe.Pointer(&clone)), unsafe.Sizeof(clone), 0)
 	if errno == 0 && pid == 0 {
+		if h.Kind == Fork {
+			if _, errno := call3(syscall.SYS_DUP3, control, ControlFD, syscall.O_CLOEXEC); errno != 0 {
+				exit(1)
+			}
+			forked = true
+			return
+		}
 		first(control)
 	}
 	sigmask(&oldSigs, nil)

@@ -11,6 +11,9 @@
 // no stack growth, no scheduler, only system calls. That code is in raw.go, and a test reads it to
 // hold it to that.
 //
+// A launcher can also fork another launcher: the way into a user namespace, which a process of several threads,
+// as every Go process is, cannot enter itself.
+//
 // The stage has no opinion. A request is a list of system calls; package linux writes the lists and
 // knows why. This package must not know what a mount, a cgroup or an instance is.
 package stage
@@ -55,5 +58,8 @@ func launch() {
 			syscall.Exit(0)
 		}
 		serve(n)
+		if forked {
+			serveForked()
+		}
 	}
 }

@@ -46,7 +46,9 @@ type Header struct {
 	// Child. HoldProgram: the Child executes a program, which waits as well. HoldChild: it does not execute
 	// one, but waits for an Exec on its descriptor 0.
 	Hold uint32
-	_    [3]uint32
+	// Flags are those of clone for a Fork.
+	Flags uint32
+	_     [2]uint32
 }
 
 // HeaderSize is the length of a Header, in bytes.
@@ -57,7 +59,8 @@ const Magic = 0x646f7a65
 
 // Kinds of request.
 const (
-	// Setup: the launcher runs Main itself.
+	// Setup: the launcher runs Main itself. Descriptors that Send names go back with the report, and are closed
+	// here.
 	Setup = iota + 1
 	// Spawn: the launcher makes a PID 1, which runs Main. The first descriptor is its control socket.
 	Spawn
@@ -67,6 +70,9 @@ const (
 	Step
 	// Exec: a child that was held runs Main, whose last operation executes the program.
 	Exec
+	// Fork: the launcher makes another one, born with Flags, which serves requests as it does itself. The first
+	// descriptor is its control socket. A launcher made so has one thread, whatever it is a fork of.
+	Fork
 )
 
 // Values of Hold.
@@ -123,7 +129,7 @@ const ReportSize = 16
 const (
 	// Done answers a Setup.
 	Done = iota + 1
-	// Spawned comes from the launcher, with a pidfd of the new PID 1.
+	// Spawned comes from the launcher, with a pidfd of the new PID 1 or, after a Fork, of the new launcher.
 	Spawned
 	// Started: the program has been executed, or is held; or, if it was held, PID 1 has done its last Step and
 	// the program has been executed.
