@@ -323,7 +323,7 @@ func (s *Sandbox) missing() (lines []string) {
 		lines = append(lines, lackUIDs+": all instances run as the worker's own user behind their walls; "+s.user.why)
 	}
 	if !s.cgroups.has("memory") {
-		add(lackMemory, fmt.Sprintf("what instances use is looked at every %s, and may be more in between", censusEvery))
+		add(lackMemory, fmt.Sprintf("what instances use is looked at every %s, and may be more in between; what the kernel holds for them (sockets, pipes, unmapped memory files) is not seen", censusEvery))
 	}
 	if !s.cgroups.has("cpu") {
 		add(lackCPU, "instances share the CPU without regard to their memory, and none is capped")

@@ -66,6 +66,7 @@ func (s *Sandbox) setup(attach string) *program {
 	for _, dir := range hiddenDirs {
 		if info, err := os.Lstat(dir); err == nil && info.IsDir() { // a link would lead to another place in there
 			p.cover(emptyDir, dir)
+			p.readOnly(dir)
 		}
 	}
 	p.call("make /dev read-only", unix.SYS_MOUNT_SETATTR, here, p.str("/dev"), imm(0), p.mountAttr(unix.MOUNT_ATTR_RDONLY), imm(unix.MOUNT_ATTR_SIZE_VER0))
@@ -134,8 +135,11 @@ func (s *Sandbox) prepare(control, cgroup, network, uid int, tmp, memory int64) 
 			over = empty
 		}
 		p.call("mask "+m.path, unix.SYS_MOUNT, over, p.str(m.path), imm(0), imm(unix.MS_BIND), imm(0))
+		if m.dir {
+			p.readOnly(m.path)
+		}
 	}
-	p.call("make /proc read-only", unix.SYS_MOUNT_SETATTR, here, p.str("/proc"), imm(0), p.mountAttr(unix.MOUNT_ATTR_RDONLY), imm(unix.MOUNT_ATTR_SIZE_VER0))
+	p.readOnly("/proc")
 
 	tmpfs := p.str("tmpfs")
 	p.call("mount /tmp", unix.SYS_MOUNT, none, p.str("/tmp"), tmpfs, imm(plain), p.str(tmpOptions(tmp, uid)))
@@ -309,6 +313,12 @@ func (p *program) confine(l launch) {
 	p.call("give the output pipe away", unix.SYS_FCHOWN, p.fd(l.output), imm(l.uid), imm(l.uid))
 	p.call("make / read-only", unix.SYS_MOUNT_SETATTR, imm(unix.AT_FDCWD), p.str("/"), imm(0), p.mountAttr(unix.MOUNT_ATTR_RDONLY), imm(unix.MOUNT_ATTR_SIZE_VER0))
 	p.call("mount /etc/passwd", unix.SYS_MOUNT, p.str(l.passwd), p.str("/etc/passwd"), imm(0), imm(unix.MS_BIND), imm(0))
+}
+
+// readOnly makes one mount read-only. What is mounted from the root before that is read-only itself needs it: where
+// all have one uid, the root's folders are the function's own.
+func (p *program) readOnly(path string) {
+	p.call("make "+path+" read-only", unix.SYS_MOUNT_SETATTR, imm(unix.AT_FDCWD), p.str(path), imm(0), p.mountAttr(unix.MOUNT_ATTR_RDONLY), imm(unix.MOUNT_ATTR_SIZE_VER0))
 }
 
 // trees moves detached mounts to where they go.

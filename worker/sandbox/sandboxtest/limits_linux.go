@@ -18,7 +18,7 @@ import (
 func (f *fixture) needs(t *testing.T, limit string) {
 	t.Helper()
 	for _, line := range f.Missing() {
-		if strings.Contains(line, limit) {
+		if strings.HasPrefix(line, "no "+limit+" cgroup controller") {
 			t.Skipf("this sandbox says: %s", line)
 		}
 	}
@@ -119,6 +119,9 @@ for n in range(40):
 // ended, or have what it got taken back (as names are); it may not hold it.
 func testMemoryOfAllKinds(t *testing.T, f *fixture) {
 	f.needs(t, "memory")
+	if f.lacks(t, noMemory) {
+		return // only what processes have mapped, and files in /tmp and /dev/shm, is looked at
+	}
 	const limit, most = 64, 512
 	for _, e := range eaters {
 		t.Run(e.name, func(t *testing.T) {
@@ -365,7 +368,7 @@ print("done")
 	if strings.Contains(out, "FOUND") {
 		t.Error(out)
 	}
-	if uid := strings.Fields(holder.so())[1]; strings.Contains(out, "uid "+uid+"\n") {
+	if uid := strings.Fields(holder.so())[1]; strings.Contains(out, "uid "+uid+"\n") && !f.lacks(t, noUIDs) {
 		t.Errorf("two instances have uid %s", uid)
 	}
 	select {

@@ -107,6 +107,7 @@ func (f *fixture) lacks(t *testing.T, what string) bool {
 const (
 	noUIDs      = "no distinct uids"
 	noProcesses = "no bound on processes"
+	noMemory    = "no memory limit by the kernel"
 	noCPU       = "no cpu cgroup controller"
 )
 
