@@ -165,7 +165,34 @@ func New(options Options) (_ *Sandbox, err error) {
 		s.quit = make(chan struct{})
 		s.watching.Go(func() { s.watch(s.quit) })
 	}
-	return s, nil
+	if s.user != nil {
+		err = s.tryOne()
+	}
+	return s, err
+}
+
+// tryOne starts an instance that does nothing. A system can let its users make user namespaces and still refuse what
+// belongs into them, and nobody should learn that from his first function.
+func (s *Sandbox) tryOne() error {
+	code := filepath.Join(s.dir, "try")
+	if err := errors.Join(os.Mkdir(code, 0o755), os.Chmod(code, 0o755)); err != nil {
+		return err
+	}
+	defer os.RemoveAll(code)
+	ctx, cancel := context.WithTimeout(context.Background(), sandbox.KillGrace)
+	defer cancel()
+	p, err := s.start(ctx, sandbox.Config{ID: "try", CodeDir: code, Argv: []string{"/bin/true"},
+		MemoryBytes: 64 << 20, TmpBytes: 1 << 20, CPUMilli: 100, MaxProcesses: 16})
+	if errors.Is(err, sandbox.ErrEntrypoint) {
+		return nil // all walls stand before a program is executed
+	}
+	if err != nil {
+		return noUserNamespace(err)
+	}
+	p.Kill()
+	<-p.Done()
+	p.output.close()
+	return nil
 }
 
 // openCgroups finds the cgroups that this user may use and makes the sandbox's own.
