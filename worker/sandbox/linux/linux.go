@@ -175,7 +175,7 @@ func New(options Options) (_ *Sandbox, err error) {
 // belongs into them, and nobody should learn that from his first function.
 func (s *Sandbox) tryOne() error {
 	code := filepath.Join(s.dir, "try")
-	if err := errors.Join(os.Mkdir(code, 0o755), os.Chmod(code, 0o755)); err != nil {
+	if err := errors.Join(os.MkdirAll(code, 0o755), os.Chmod(code, 0o755)); err != nil { // one may be there, of a dead worker
 		return err
 	}
 	defer os.RemoveAll(code)
