@@ -11,6 +11,9 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nuid"
+	"google.golang.org/protobuf/proto"
+
+	dozev1 "github.com/doze-run/doze/proto/doze/v1"
 )
 
 const (
@@ -25,10 +28,15 @@ const (
 	answerSlack = time.Second
 )
 
-// Waker is told of queues in which calls wait that nobody claims. It must not block. The tag is
-// what Ask was given.
+// Waker is told of queues of this process's own home in which calls wait that nobody claims. It must
+// not block. The tag is what Ask was given.
 type Waker interface {
 	Wake(queue QueueID, tag any)
+}
+
+// Specer is what the tag of a call is whose home may be another process: it tells what to host.
+type Specer interface {
+	Spec() *dozev1.FunctionSpec
 }
 
 // AskLimits bounds one call.
@@ -41,15 +49,16 @@ type AskLimits struct {
 	Run time.Duration
 }
 
-// Asker publishes calls and grants each to one worker. It owns one long-lived inbox: a
+// Asker publishes calls and grants each to one worker. It owns one long-lived inbox, at every home: a
 // subscription per call could lose its first message in a cluster. A call lives in its memory
 // only: when the process dies nobody grants what it asked, so nothing of it runs.
 type Asker struct {
-	conn  *Conn
-	id    string
-	inbox string
-	waker Waker
-	sub   *nats.Subscription
+	mesh   *Mesh
+	id     string
+	inbox  string
+	waker  Waker
+	served *Served
+	probes probes
 
 	mu      sync.Mutex
 	pending map[uint64]*pending
@@ -58,6 +67,7 @@ type Asker struct {
 	bound   int64             // of each
 	sweep   *time.Timer
 	sweeps  bool
+	hinted  map[QueueID]time.Time // when another home was last told of a queue
 	closed  bool
 	sending sync.WaitGroup
 }
@@ -73,11 +83,13 @@ type pending struct {
 	id        CallID
 	call      *Call // its caller's, until Ask returns
 	queue     QueueID
+	home      *Conn // whose queue it is in
 	tag       any
 	size      int64
 	state     askState
 	limits    AskLimits
 	published time.Time
+	granted   time.Time
 	nextWake  time.Time
 	worker    string
 	deferred  []byte
@@ -93,22 +105,29 @@ type pending struct {
 // NewAsker subscribes the asker's inbox. queueBytes is what EnsureCallPlane was given: the broker
 // does not acknowledge calls, because that would be one more message for each; the asker counts
 // itself what it has in the queues, and the broker's own bound is the last one.
-func (c *Conn) NewAsker(waker Waker, queueBytes int64) (*Asker, error) {
-	id := nuid.Next()
+func (m *Mesh) NewAsker(waker Waker, queueBytes int64) (*Asker, error) {
+	id := m.own.node + "." + nuid.Next()
 	a := &Asker{
-		conn: c, id: id, inbox: subjectAsker + "." + id, waker: waker, pending: map[uint64]*pending{},
-		bound: queueBytes / callShards / 10 * 9,
+		mesh: m, id: id, inbox: subjectAsker + "." + id, waker: waker, pending: map[uint64]*pending{},
+		bound: queueBytes / callShards / 10 * 9, hinted: map[QueueID]time.Time{}, probes: probes{workers: map[string]*probe{}},
 	}
-	sub, err := c.nc.Subscribe(a.inbox, a.receive)
+	a.sweep = time.AfterFunc(time.Hour, a.wakeUnclaimed)
+	a.sweep.Stop()
+	var err error
+	a.served, err = m.serve(func(c *Conn) ([]*nats.Subscription, error) {
+		subs, err := c.subscribe(map[string]nats.MsgHandler{
+			a.inbox:             func(msg *nats.Msg) { a.receive(c, msg) },
+			a.probeSubject("*"): a.probed,
+		})
+		for _, sub := range subs {
+			err = errors.Join(err, sub.SetPendingLimits(-1, maxPending))
+		}
+		return subs, err
+	})
 	if err != nil {
 		return nil, fmt.Errorf("bus: subscribe asker: %w", err)
 	}
-	if err := sub.SetPendingLimits(-1, maxPending); err != nil {
-		return nil, fmt.Errorf("bus: subscribe asker: %w", err)
-	}
-	a.sub = sub
-	a.sweep = time.AfterFunc(time.Hour, a.wakeUnclaimed)
-	a.sweep.Stop()
+	m.onDown(a.homeLost)
 	return a, nil
 }
 
@@ -120,8 +139,10 @@ func (a *Asker) Close() error {
 	a.sweep.Stop()
 	a.mu.Unlock()
 	a.sending.Wait()
-	if err := a.sub.Unsubscribe(); err != nil {
-		return fmt.Errorf("bus: close asker: %w", err)
+	for _, sub := range a.served.service.end() {
+		if err := sub.Unsubscribe(); err != nil {
+			return fmt.Errorf("bus: close asker: %w", err)
+		}
 	}
 	return nil
 }
@@ -166,6 +187,11 @@ func (a *Asker) Ask(queue QueueID, call *Call, limits AskLimits, tag any) *Answe
 		id: call.ID, call: call, queue: queue, tag: tag, limits: limits, published: now, nextWake: now.Add(wakeAfter),
 		done: make(chan *Answer, 1), total: -1,
 	}
+	home := a.mesh.home(queue)
+	if home == nil {
+		return &Answer{Fault: &Fault{Code: FaultBroker, Message: "no control node can be reached"}}
+	}
+	p.home = home
 	p.deadline.Store(now.Add(limits.Queue).UnixNano())
 	if len(call.Body) > deferBytes {
 		p.deferred = call.Body
@@ -179,7 +205,9 @@ func (a *Asker) Ask(queue QueueID, call *Call, limits AskLimits, tag any) *Answe
 		return &Answer{Fault: &Fault{Code: FaultQueueFull, Message: "the call queue is full"}}
 	}
 
-	if err := a.publishCall(token, p); err != nil {
+	if err := a.publishCall(home, token, p); err != nil && home != a.mesh.own && !home.up.Load() {
+		a.republish(home) // it has just gone
+	} else if err != nil {
 		a.forget(token)
 		return &Answer{Fault: &Fault{Code: FaultBroker, Message: fmt.Sprintf("publish call: %v", err)}}
 	}
@@ -205,24 +233,37 @@ func (a *Asker) Ask(queue QueueID, call *Call, limits AskLimits, tag any) *Answe
 }
 
 // publishCall puts a call into its queue.
-func (a *Asker) publishCall(token uint64, p *pending) error {
+func (a *Asker) publishCall(home *Conn, token uint64, p *pending) error {
 	buffer := bufferPool.Get().(*[]byte)
 	defer bufferPool.Put(buffer)
 	*buffer = appendCall((*buffer)[:0], address{a.id, token}, p.call, p.deferred != nil)
-	return a.conn.nc.Publish(p.queue.subject(), *buffer)
+	return home.nc.Publish(p.queue.subject(), *buffer)
 }
 
-// Republish puts every call that nobody has claimed into its queue once more: after the queues have
-// been lost. A call that was not lost and now comes twice is granted once.
-func (a *Asker) Republish() {
+// Republish puts every call that nobody has claimed into its queue once more: after the queues of this
+// process's home have been lost. A call that was not lost and now comes twice is granted once.
+func (a *Asker) Republish() { a.republish(a.mesh.own) }
+
+// homeLost moves the calls that wait at a home that is away to where their queues are at home now.
+// Those that run are not touched: their workers answer by another way.
+func (a *Asker) homeLost(home *Conn) {
+	if home != a.mesh.own {
+		a.republish(home)
+	}
+}
+
+func (a *Asker) republish(from *Conn) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	for token, p := range a.pending {
-		if p.state != waiting {
+		if p.state != waiting || p.home != from {
 			continue
 		}
-		if err := a.publishCall(token, p); err != nil {
-			a.conn.log.Warn("bus: publish a call again", "err", err)
+		if to := a.mesh.home(p.queue); to != nil {
+			p.home, p.nextWake = to, time.Time{}
+		}
+		if err := a.publishCall(p.home, token, p); err != nil {
+			from.log.Warn("bus: publish a call again", "err", err)
 		}
 	}
 }
@@ -290,21 +331,21 @@ func (a *Asker) giveUp(token uint64, p *pending) *Answer {
 }
 
 // receive handles every message to the asker, on the subscription's one goroutine.
-func (a *Asker) receive(m *nats.Msg) {
+func (a *Asker) receive(at *Conn, m *nats.Msg) {
 	kind, token, id, rest, err := parseHead(m.Data)
 	if err != nil {
-		a.conn.log.Warn("bus: asker got a malformed message", "err", err)
+		at.log.Warn("bus: asker got a malformed message", "err", err)
 		return
 	}
 	switch kind {
 	case kindClaim:
-		a.claimed(m, token, id, string(rest))
+		a.claimed(at, m, token, id, string(rest))
 	case kindStarting:
 		a.starting(token, id)
 	case kindAnswer:
-		a.answered(m, token, id, rest)
+		a.answered(at, token, id, rest)
 	case kindChunk:
-		a.chunk(m, token, id, rest)
+		a.chunk(at, m, token, id, rest)
 	case kindCredit:
 		if p := a.find(token, id); p != nil && p.credits != nil {
 			select {
@@ -325,13 +366,13 @@ func (a *Asker) find(token uint64, id CallID) *pending {
 }
 
 // claimed grants a call once. Whoever claims it again, or too late, is refused.
-func (a *Asker) claimed(m *nats.Msg, token uint64, id CallID, worker string) {
+func (a *Asker) claimed(at *Conn, m *nats.Msg, token uint64, id CallID, worker string) {
 	now := time.Now()
 	a.mu.Lock()
 	p := a.pending[token]
 	ok := p != nil && p.id == id && p.state == waiting && now.UnixNano() < p.deadline.Load()
 	if ok {
-		p.state, p.worker = granted, worker
+		p.state, p.worker, p.granted = granted, worker, now
 		a.unqueue(p)
 		p.deadline.Store(now.Add(p.limits.Run + answerSlack).UnixNano())
 	}
@@ -341,7 +382,7 @@ func (a *Asker) claimed(m *nats.Msg, token uint64, id CallID, worker string) {
 	defer bufferPool.Put(buffer)
 	if !ok {
 		*buffer = appendHead((*buffer)[:0], kindRefuse, token, id)
-		a.publish(m.Reply, *buffer)
+		a.publish(at, m.Reply, *buffer)
 		return
 	}
 	reply := appendHead((*buffer)[:0], kindGrant, token, id)
@@ -351,25 +392,25 @@ func (a *Asker) claimed(m *nats.Msg, token uint64, id CallID, worker string) {
 	case len(p.deferred) > inlineBytes:
 		reply = binary.BigEndian.AppendUint64(reply, uint64(len(p.deferred)))
 		p.credits = make(chan struct{}, transferWindow)
-		a.publish(m.Reply, reply)
+		a.publish(at, m.Reply, reply)
 		to := m.Reply
-		a.sending.Go(func() { a.send(p, token, to) })
+		a.sending.Go(func() { a.send(at, p, token, to) })
 	default:
 		reply = binary.BigEndian.AppendUint64(reply, 0)
 		reply = append(reply, p.deferred...)
-		a.publish(m.Reply, reply)
+		a.publish(at, m.Reply, reply)
 	}
 	*buffer = reply
 }
 
 // send gives a large body to the slot that was granted the call. It ends with the call: at the
 // latest at its deadline.
-func (a *Asker) send(p *pending, token uint64, to string) {
+func (a *Asker) send(at *Conn, p *pending, token uint64, to string) {
 	err := sendChunks(p.deferred, p.credits, time.Until(time.Unix(0, p.deadline.Load())), func(piece []byte) error {
-		return a.conn.nc.PublishRequest(to, a.inbox, append(appendHead(nil, kindChunk, token, p.id), piece...))
+		return at.nc.PublishRequest(to, a.inbox, append(appendHead(nil, kindChunk, token, p.id), piece...))
 	})
 	if err != nil && !errors.Is(err, context.DeadlineExceeded) {
-		a.conn.log.Warn("bus: sending a body failed", "err", err)
+		at.log.Warn("bus: sending a body failed", "err", err)
 	}
 }
 
@@ -381,10 +422,10 @@ func (a *Asker) starting(token uint64, id CallID) {
 	}
 }
 
-func (a *Asker) answered(m *nats.Msg, token uint64, id CallID, rest []byte) {
+func (a *Asker) answered(at *Conn, token uint64, id CallID, rest []byte) {
 	answer, total, err := parseAnswer(rest)
 	if err != nil {
-		a.conn.log.Warn("bus: asker got a malformed answer", "err", err)
+		at.log.Warn("bus: asker got a malformed answer", "err", err)
 		return
 	}
 	a.mu.Lock()
@@ -404,7 +445,7 @@ func (a *Asker) answered(m *nats.Msg, token uint64, id CallID, rest []byte) {
 	p.done <- answer
 }
 
-func (a *Asker) chunk(m *nats.Msg, token uint64, id CallID, piece []byte) {
+func (a *Asker) chunk(at *Conn, m *nats.Msg, token uint64, id CallID, piece []byte) {
 	a.mu.Lock()
 	p := a.pending[token]
 	if p == nil || p.id != id || p.answer == nil || int64(len(p.answer.Payload)+len(piece)) > p.total {
@@ -417,18 +458,18 @@ func (a *Asker) chunk(m *nats.Msg, token uint64, id CallID, piece []byte) {
 		a.remove(token)
 	}
 	a.mu.Unlock()
-	a.publish(m.Reply, appendHead(nil, kindCredit, token, id))
+	a.publish(at, m.Reply, appendHead(nil, kindCredit, token, id))
 	if whole {
 		p.done <- p.answer
 	}
 }
 
-func (a *Asker) publish(subject string, message []byte) {
+func (a *Asker) publish(at *Conn, subject string, message []byte) {
 	if subject == "" {
 		return
 	}
-	if err := a.conn.nc.Publish(subject, message); err != nil {
-		a.conn.log.Warn("bus: asker could not publish", "err", err)
+	if err := at.nc.Publish(subject, message); err != nil {
+		at.log.Warn("bus: asker could not publish", "err", err)
 	}
 }
 
@@ -436,16 +477,21 @@ func (a *Asker) publish(subject string, message []byte) {
 // wakeAfter. The asker owns the call, so that nobody has to search the queues for it.
 func (a *Asker) wakeUnclaimed() {
 	type wake struct {
+		home  *Conn
 		queue QueueID
 		tag   any
 	}
 	var wakes []wake
+	var away *Conn
 	now := time.Now()
 	a.mu.Lock()
 	for _, p := range a.pending {
 		if p.state == waiting && !now.Before(p.nextWake) {
+			if p.home != a.mesh.own && !p.home.up.Load() {
+				away = p.home // it went before the call came there, or there was no other
+			}
 			p.nextWake = now.Add(wakeAfter)
-			wakes = append(wakes, wake{p.queue, p.tag})
+			wakes = append(wakes, wake{p.home, p.queue, p.tag})
 		}
 	}
 	a.sweeps = len(a.pending) > 0 && !a.closed
@@ -453,11 +499,71 @@ func (a *Asker) wakeUnclaimed() {
 		a.sweep.Reset(wakeAfter)
 	}
 	a.mu.Unlock()
+	if away != nil {
+		a.republish(away)
+	}
 	seen := map[QueueID]bool{}
 	for _, w := range wakes {
 		if !seen[w.queue] {
 			seen[w.queue] = true
-			a.waker.Wake(w.queue, w.tag)
+			a.wake(w.home, w.queue, w.tag)
 		}
 	}
+	a.watchWorkers(now)
+}
+
+// Wake tells the home of a queue that calls may be waiting there.
+func (a *Asker) Wake(queue QueueID, tag any) {
+	if home := a.mesh.home(queue); home != nil {
+		a.wake(home, queue, tag)
+	}
+}
+
+// wake tells a home, the own one directly; another is not told of the same queue again within wakeAfter.
+func (a *Asker) wake(home *Conn, queue QueueID, tag any) {
+	if home == a.mesh.own {
+		a.waker.Wake(queue, tag)
+		return
+	}
+	specer, ok := tag.(Specer)
+	if !ok {
+		return
+	}
+	now := time.Now()
+	a.mu.Lock()
+	again := now.Sub(a.hinted[queue]) < wakeAfter
+	if !again {
+		if len(a.hinted) >= maxHinted {
+			clear(a.hinted)
+		}
+		a.hinted[queue] = now
+	}
+	a.mu.Unlock()
+	if again || !home.up.Load() {
+		return
+	}
+	raw, err := proto.Marshal(&dozev1.HostRequest{Spec: specer.Spec()})
+	if err == nil {
+		err = home.nc.Publish(subjectHint, raw)
+	}
+	if err != nil {
+		home.log.Warn("bus: hint", "node", home.node, "err", err)
+	}
+}
+
+// maxHinted bounds how many queues are remembered of which other homes were told.
+const maxHinted = 4096
+
+// OnHint hands what other processes tell this home, that calls wait in a queue of its, to fn, one at a
+// time, until the Served is closed.
+func (m *Mesh) OnHint(fn func(queue QueueID, spec *dozev1.FunctionSpec)) (*Served, error) {
+	return m.listenAtHome(subjectHint, func(c *Conn, msg *nats.Msg) {
+		hint := &dozev1.HostRequest{}
+		if err := proto.Unmarshal(msg.Data, hint); err != nil || hint.Spec == nil {
+			c.log.Warn("bus: malformed hint", "err", err)
+			return
+		}
+		s := hint.Spec
+		fn(NewQueueID(s.Account, s.Function, s.Version, s.Revision), s)
+	})
 }

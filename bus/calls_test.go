@@ -17,11 +17,15 @@ import (
 type plane struct {
 	server          *Server
 	control, worker *Conn
+	mesh            *Mesh // the worker's
 	asker           *Asker
 	wakes           atomic.Int64
 }
 
 func (p *plane) Wake(QueueID, any) { p.wakes.Add(1) }
+
+// present answers for a worker that it is there.
+type present struct{ WorkerServer }
 
 func newPlane(t testing.TB, memory int64) *plane {
 	t.Helper()
@@ -35,7 +39,7 @@ func newPlane(t testing.TB, memory int64) *plane {
 	t.Cleanup(func() { _ = server.Close(context.Background()) })
 	p := &plane{server: server}
 	for _, c := range []**Conn{&p.control, &p.worker} {
-		if *c, err = Connect(t.Context(), ConnConfig{Name: "test", Server: server, Logger: log}); err != nil {
+		if *c, err = ConnectHome(t.Context(), "test", ConnConfig{Name: "test", Server: server, Logger: log}); err != nil {
 			t.Fatal(err)
 		}
 		t.Cleanup(func() { _ = (*c).Close() })
@@ -43,7 +47,13 @@ func newPlane(t testing.TB, memory int64) *plane {
 	if err := p.control.EnsureCallPlane(t.Context(), memory); err != nil {
 		t.Fatal(err)
 	}
-	if p.asker, err = p.control.NewAsker(p, memory); err != nil {
+	p.mesh = NewMesh("test", p.worker, log)
+	served, err := p.mesh.ServeWorker(t.Context(), "w1", present{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = served.Close() })
+	if p.asker, err = NewMesh("test", p.control, log).NewAsker(p, memory); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = p.asker.Close() })
@@ -101,7 +111,7 @@ func newCall(body []byte) *Call {
 
 func openQueue(t testing.TB, p *plane) *Queue {
 	t.Helper()
-	q, err := p.worker.OpenQueue(t.Context(), "w1", NewQueueID("000000000000", "f", "$LATEST", "r1"))
+	q, err := p.mesh.OpenQueue(t.Context(), "test", "w1", NewQueueID("000000000000", "f", "$LATEST", "r1"))
 	if err != nil {
 		t.Fatal(err)
 	}

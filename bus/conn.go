@@ -9,31 +9,53 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 )
 
-// reconnectWait is how long a client waits before it tries the next server. NATS's default is 2 s,
-// which would be the recovery time of every call.
-const reconnectWait = 50 * time.Millisecond
+const (
+	// reconnectWait is how long a client waits before it tries the next server. NATS's default is 2 s,
+	// which would be the recovery time of every call.
+	reconnectWait = 50 * time.Millisecond
+	// pingEvery and pingsOut find a peer that is silent without having closed its connection (a stopped
+	// process, a cut cable): after (pingsOut+1) intervals the connection is dropped, by either end. In
+	// process neither can happen.
+	pingEvery = 500 * time.Millisecond
+	pingsOut  = 2
+	// writeLimit bounds one write to a peer that does not read: while it waits everybody else does who
+	// has something for the same peer.
+	writeLimit = time.Second
+)
 
-// ConnConfig configures one connection. A control node and a worker own one each.
+// ConnConfig configures one connection. A process owns one to each server it speaks to.
 type ConnConfig struct {
 	// Name is shown by NATS's own tools.
 	Name string
-	// Server is the embedded server to connect to in process.
+	// Server is the embedded server to connect to in process; nil: URLs.
 	Server *Server
+	// URLs are servers of one cluster, any of which will do.
+	URLs   []string
 	Logger *slog.Logger
+
+	// node is the home that the connection leads to. Such a connection over TCP keeps nothing for
+	// later while its home is away, is not waited for, and tells when it goes.
+	node string
+	down func(*Conn)
 }
 
 // Conn is one connection to the bus. Its methods may be called from many goroutines.
 type Conn struct {
-	nc  *nats.Conn
-	js  jetstream.JetStream
-	log *slog.Logger
+	nc   *nats.Conn
+	js   jetstream.JetStream
+	log  *slog.Logger
+	node string
+	seed uint64      // of node, for rendezvous hashing
+	up   atomic.Bool // it is connected, as far as is known
 
 	mu    sync.Mutex
 	slots map[*Slot]struct{}
@@ -41,15 +63,24 @@ type Conn struct {
 
 // Connect connects, or fails with ctx.
 func Connect(ctx context.Context, config ConnConfig) (*Conn, error) {
-	c := &Conn{log: config.Logger, slots: make(map[*Slot]struct{})}
+	c := &Conn{log: config.Logger, node: config.node, seed: seedOf(config.node), slots: make(map[*Slot]struct{})}
+	url := strings.Join(config.URLs, ",")
 	options := []nats.Option{
 		nats.Name(config.Name),
-		nats.InProcessServer(config.Server),
-		nats.ReconnectHandler(func(*nats.Conn) { c.reconnected() }),
+		nats.ConnectHandler(func(*nats.Conn) { c.up.Store(true) }),
+		nats.ReconnectHandler(func(*nats.Conn) {
+			c.up.Store(true)
+			c.reconnected()
+		}),
+		nats.DisconnectErrHandler(func(*nats.Conn, error) {
+			c.up.Store(false)
+			if config.down != nil {
+				config.down(c)
+			}
+		}),
 		nats.ReconnectWait(reconnectWait),
+		nats.ReconnectJitter(reconnectWait/2, reconnectWait/2),
 		nats.MaxReconnects(-1),
-		// In process a write cannot hang on a network, and its deadline would cost a timer each.
-		nats.FlusherTimeout(0),
 		nats.ErrorHandler(func(_ *nats.Conn, sub *nats.Subscription, err error) {
 			subject := ""
 			if sub != nil {
@@ -58,12 +89,25 @@ func Connect(ctx context.Context, config ConnConfig) (*Conn, error) {
 			config.Logger.Warn("bus", "subject", subject, "err", err)
 		}),
 	}
-	if deadline, ok := ctx.Deadline(); ok {
+	if config.Server != nil {
+		// In process a write cannot hang on a network, and its deadline would cost a timer each.
+		options = append(options, nats.InProcessServer(config.Server), nats.FlusherTimeout(0))
+		url = ""
+	} else {
+		options = append(options, nats.PingInterval(pingEvery), nats.MaxPingsOutstanding(pingsOut), nats.FlusherTimeout(writeLimit))
+		if config.node != "" {
+			options = append(options, nats.ReconnectBufSize(-1), nats.RetryOnFailedConnect(true), nats.Timeout(2*pingEvery))
+		}
+	}
+	if deadline, ok := ctx.Deadline(); ok && config.node == "" {
 		options = append(options, nats.Timeout(time.Until(deadline)))
 	}
 	var err error
-	if c.nc, err = nats.Connect("", options...); err != nil {
+	if c.nc, err = nats.Connect(url, options...); err != nil {
 		return nil, fmt.Errorf("bus: connect: %w", err)
+	}
+	if c.nc.IsConnected() {
+		c.up.Store(true)
 	}
 	if c.js, err = jetstream.New(c.nc); err != nil {
 		c.nc.Close()
@@ -72,8 +116,8 @@ func Connect(ctx context.Context, config ConnConfig) (*Conn, error) {
 	return c, nil
 }
 
-// reconnected tells every slot that its pull is lost, by a message from itself: so that it comes in
-// turn with what else comes to it.
+// reconnected tells every slot that its pull here is lost, by a message from itself: so that it comes
+// in turn with what else comes to it.
 func (c *Conn) reconnected() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -88,6 +132,10 @@ func (c *Conn) reconnected() {
 
 // Close flushes what was published and closes the connection. Subscriptions end.
 func (c *Conn) Close() error {
+	if !c.nc.IsConnected() {
+		c.nc.Close()
+		return nil
+	}
 	err := c.nc.FlushTimeout(time.Second)
 	c.nc.Close()
 	if err != nil {

@@ -59,6 +59,8 @@ type Fault struct {
 	Code    FaultCode
 	Message string
 	Ran     bool
+	// Left is how long the handler may go on running at most, though nobody hears of it; with Ran only.
+	Left time.Duration
 }
 
 // FaultCode says what went wrong.

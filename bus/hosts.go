@@ -14,12 +14,14 @@ import (
 const (
 	verbHost      = "host"
 	verbInstances = "instances"
+	verbPing      = "ping"
 )
 
 // WorkerServer is what a worker answers to control nodes. Its methods run on goroutines of their
 // own, several at once.
 type WorkerServer interface {
-	Host(ctx context.Context, request *dozev1.HostRequest) *dozev1.HostReply
+	// Host is asked by the home that holds the calls.
+	Host(ctx context.Context, home string, request *dozev1.HostRequest) *dozev1.HostReply
 	Instances(ctx context.Context, account string) []*dozev1.InstanceInfo
 	Retire(request *dozev1.RetireRequest)
 }
@@ -27,51 +29,73 @@ type WorkerServer interface {
 // Served is what ServeWorker and the other subscriptions of this file return: Close ends it and
 // waits for the handlers that run.
 type Served struct {
-	subs []*nats.Subscription
+	service *service
 }
 
-// ServeWorker answers requests to this worker until the Served is closed. Host requests come one
-// at a time: hosting is quick, and the second request for a queue must see the first.
-func (c *Conn) ServeWorker(ctx context.Context, worker string, server WorkerServer) (*Served, error) {
-	host, err := c.nc.Subscribe(workerSubject(worker, verbHost), func(m *nats.Msg) {
-		request := &dozev1.HostRequest{}
-		if err := proto.Unmarshal(m.Data, request); err != nil || request.Spec == nil {
-			c.log.Warn("bus: malformed host request", "err", err)
-			return
-		}
-		c.respond(m, server.Host(ctx, request))
+// ServeWorker answers requests to this worker until the Served is closed. A home's requests to host
+// come one at a time: hosting is quick, and the second request for a queue must see the first.
+func (m *Mesh) ServeWorker(ctx context.Context, worker string, server WorkerServer) (*Served, error) {
+	return m.serve(func(c *Conn) ([]*nats.Subscription, error) {
+		return c.subscribe(map[string]nats.MsgHandler{
+			workerSubject(worker, verbHost): func(m *nats.Msg) {
+				request := &dozev1.HostRequest{}
+				if err := proto.Unmarshal(m.Data, request); err != nil || request.Spec == nil {
+					c.log.Warn("bus: malformed host request", "err", err)
+					return
+				}
+				c.respond(m, server.Host(ctx, c.node, request))
+			},
+			workerSubject(worker, verbInstances): func(m *nats.Msg) {
+				request := &dozev1.ListInstancesRequest{}
+				if err := proto.Unmarshal(m.Data, request); err != nil {
+					c.log.Warn("bus: malformed instances request", "err", err)
+					return
+				}
+				c.respond(m, &dozev1.ListInstancesReply{Instances: server.Instances(ctx, request.Account)})
+			},
+			workerSubject(worker, verbPing): func(m *nats.Msg) {
+				if err := m.Respond(nil); err != nil {
+					c.log.Warn("bus: reply", "subject", m.Subject, "err", err)
+				}
+			},
+			subjectRetire: func(m *nats.Msg) {
+				request := &dozev1.RetireRequest{}
+				if err := proto.Unmarshal(m.Data, request); err != nil {
+					c.log.Warn("bus: malformed retire request", "err", err)
+					return
+				}
+				server.Retire(request)
+			},
+		})
 	})
-	if err != nil {
-		return nil, fmt.Errorf("bus: serve worker: %w", err)
-	}
-	instances, err := c.nc.Subscribe(workerSubject(worker, verbInstances), func(m *nats.Msg) {
-		request := &dozev1.ListInstancesRequest{}
-		if err := proto.Unmarshal(m.Data, request); err != nil {
-			c.log.Warn("bus: malformed instances request", "err", err)
-			return
+}
+
+// subscribe subscribes each handler to its subject, or none.
+func (c *Conn) subscribe(handlers map[string]nats.MsgHandler) ([]*nats.Subscription, error) {
+	var subs []*nats.Subscription
+	for subject, handler := range handlers {
+		sub, err := c.nc.Subscribe(subject, handler)
+		if err != nil {
+			for _, sub := range subs {
+				_ = sub.Unsubscribe() // err says why
+			}
+			return nil, err
 		}
-		c.respond(m, &dozev1.ListInstancesReply{Instances: server.Instances(ctx, request.Account)})
-	})
-	if err != nil {
-		return nil, fmt.Errorf("bus: serve worker: %w", err)
+		subs = append(subs, sub)
 	}
-	retire, err := c.nc.Subscribe(subjectRetire, func(m *nats.Msg) {
-		request := &dozev1.RetireRequest{}
-		if err := proto.Unmarshal(m.Data, request); err != nil {
-			c.log.Warn("bus: malformed retire request", "err", err)
-			return
-		}
-		server.Retire(request)
+	return subs, nil
+}
+
+// listen hands what comes on a subject, at any home, to fn: from each home one at a time.
+func (m *Mesh) listen(subject string, fn func(*Conn, *nats.Msg)) (*Served, error) {
+	return m.serve(func(c *Conn) ([]*nats.Subscription, error) {
+		return c.subscribe(map[string]nats.MsgHandler{subject: func(m *nats.Msg) { fn(c, m) }})
 	})
-	if err != nil {
-		return nil, fmt.Errorf("bus: serve worker: %w", err)
-	}
-	return &Served{subs: []*nats.Subscription{host, instances, retire}}, nil
 }
 
 // Close ends the subscriptions and waits, bounded, for handlers that run.
 func (s *Served) Close() error {
-	for _, sub := range s.subs {
+	for _, sub := range s.service.end() {
 		closed := make(chan struct{})
 		sub.SetClosedHandler(func(string) { close(closed) })
 		if err := sub.Drain(); err != nil {
@@ -111,58 +135,65 @@ func (c *Conn) request(ctx context.Context, subject string, request, reply proto
 	return nil
 }
 
-// AskHost asks one worker to host an incarnation.
-func (c *Conn) AskHost(ctx context.Context, worker string, request *dozev1.HostRequest) (*dozev1.HostReply, error) {
+// AskHost asks one worker to host an incarnation whose calls wait at this process's own home.
+func (m *Mesh) AskHost(ctx context.Context, worker string, request *dozev1.HostRequest) (*dozev1.HostReply, error) {
 	reply := &dozev1.HostReply{}
-	return reply, c.request(ctx, workerSubject(worker, verbHost), request, reply)
+	return reply, m.own.request(ctx, workerSubject(worker, verbHost), request, reply)
 }
 
 // Retire tells every worker what has been replaced or deleted. It is a hint, which nobody answers:
 // instances of what is not called any more end by themselves, later.
-func (c *Conn) Retire(request *dozev1.RetireRequest) error {
+func (m *Mesh) Retire(request *dozev1.RetireRequest) error {
 	raw, err := proto.Marshal(request)
-	if err != nil {
-		return fmt.Errorf("bus: retire: %w", err)
+	if err == nil {
+		err = m.atHome(subjectRetire, raw)
 	}
-	if err := c.nc.Publish(subjectRetire, raw); err != nil {
+	if err != nil {
 		return fmt.Errorf("bus: retire: %w", err)
 	}
 	return nil
 }
 
 // ListInstances asks one worker for its instances of an account.
-func (c *Conn) ListInstances(ctx context.Context, worker, account string) ([]*dozev1.InstanceInfo, error) {
+func (m *Mesh) ListInstances(ctx context.Context, worker, account string) ([]*dozev1.InstanceInfo, error) {
 	reply := &dozev1.ListInstancesReply{}
-	if err := c.request(ctx, workerSubject(worker, verbInstances), &dozev1.ListInstancesRequest{Account: account}, reply); err != nil {
+	if err := m.own.request(ctx, workerSubject(worker, verbInstances), &dozev1.ListInstancesRequest{Account: account}, reply); err != nil {
 		return nil, err
 	}
 	return reply.Instances, nil
 }
 
 // Report sends a worker's heartbeat to every control node.
-func (c *Conn) Report(report *dozev1.WorkerReport) error {
+func (m *Mesh) Report(report *dozev1.WorkerReport) error {
 	raw, err := proto.Marshal(report)
-	if err != nil {
-		return fmt.Errorf("bus: report: %w", err)
+	if err == nil {
+		err = m.tell(subjectReport+"."+report.Worker, raw)
 	}
-	if err := c.nc.Publish(subjectReport+"."+report.Worker, raw); err != nil {
+	if err != nil {
 		return fmt.Errorf("bus: report: %w", err)
 	}
 	return nil
 }
 
-// OnReport hands every heartbeat to fn, one at a time, until the Served is closed.
-func (c *Conn) OnReport(fn func(*dozev1.WorkerReport)) (*Served, error) {
-	sub, err := c.nc.Subscribe(subjectReport+".*", func(m *nats.Msg) {
+// OnReport hands every heartbeat that comes to this process's own home to fn, one at a time, until the
+// Served is closed.
+func (m *Mesh) OnReport(fn func(*dozev1.WorkerReport)) (*Served, error) {
+	return m.listenAtHome(subjectReport+".*", func(c *Conn, msg *nats.Msg) {
 		report := &dozev1.WorkerReport{}
-		if err := proto.Unmarshal(m.Data, report); err != nil {
+		if err := proto.Unmarshal(msg.Data, report); err != nil {
 			c.log.Warn("bus: malformed report", "err", err)
 			return
 		}
 		fn(report)
 	})
-	if err != nil {
-		return nil, fmt.Errorf("bus: reports: %w", err)
-	}
-	return &Served{subs: []*nats.Subscription{sub}}, nil
+}
+
+// listenAtHome is listen at the process's own home only.
+func (m *Mesh) listenAtHome(subject string, fn func(*Conn, *nats.Msg)) (*Served, error) {
+	return m.serve(func(c *Conn) ([]*nats.Subscription, error) {
+		if c != m.own {
+			return nil, nil
+		}
+		return c.subscribe(map[string]nats.MsgHandler{subject: func(m *nats.Msg) { fn(c, m) }})
+	})
 }

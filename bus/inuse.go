@@ -2,6 +2,7 @@ package bus
 
 import (
 	"fmt"
+	"sync"
 
 	"github.com/nats-io/nats.go"
 	"google.golang.org/protobuf/proto"
@@ -11,10 +12,10 @@ import (
 
 // TellRuntimesInUse tells every worker which runtimes functions have. It is not stored: who is not
 // there misses it.
-func (c *Conn) TellRuntimesInUse(uses *dozev1.RuntimesInUse) error {
+func (m *Mesh) TellRuntimesInUse(uses *dozev1.RuntimesInUse) error {
 	raw, err := proto.Marshal(uses)
 	if err == nil {
-		err = c.nc.Publish(subjectInUse, raw)
+		err = m.atHome(subjectInUse, raw)
 	}
 	if err != nil {
 		return fmt.Errorf("bus: runtimes in use: %w", err)
@@ -23,17 +24,16 @@ func (c *Conn) TellRuntimesInUse(uses *dozev1.RuntimesInUse) error {
 }
 
 // OnRuntimesInUse hands what control nodes tell to fn, one at a time, until the Served is closed.
-func (c *Conn) OnRuntimesInUse(fn func(*dozev1.RuntimesInUse)) (*Served, error) {
-	sub, err := c.nc.Subscribe(subjectInUse, func(m *nats.Msg) {
+func (m *Mesh) OnRuntimesInUse(fn func(*dozev1.RuntimesInUse)) (*Served, error) {
+	var one sync.Mutex
+	return m.listen(subjectInUse, func(c *Conn, msg *nats.Msg) {
 		uses := &dozev1.RuntimesInUse{}
-		if err := proto.Unmarshal(m.Data, uses); err != nil {
+		if err := proto.Unmarshal(msg.Data, uses); err != nil {
 			c.log.Warn("bus: malformed runtimes in use", "err", err)
 			return
 		}
+		one.Lock()
+		defer one.Unlock()
 		fn(uses)
 	})
-	if err != nil {
-		return nil, fmt.Errorf("bus: runtimes in use: %w", err)
-	}
-	return &Served{subs: []*nats.Subscription{sub}}, nil
 }

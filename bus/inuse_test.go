@@ -12,7 +12,7 @@ import (
 func TestRuntimesInUse(t *testing.T) {
 	p := newPlane(t, 8<<20)
 	told := make(chan *dozev1.RuntimesInUse, 4)
-	served, err := p.worker.OnRuntimesInUse(func(uses *dozev1.RuntimesInUse) { told <- uses })
+	served, err := p.mesh.OnRuntimesInUse(func(uses *dozev1.RuntimesInUse) { told <- uses })
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -23,7 +23,7 @@ func TestRuntimesInUse(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := &dozev1.RuntimesInUse{Uses: []*dozev1.RuntimeUse{{Runtime: "python3.11", MemoryMb: 128}}}
-	if err := p.control.TellRuntimesInUse(want); err != nil {
+	if err := p.mesh.TellRuntimesInUse(want); err != nil {
 		t.Fatal(err)
 	}
 	select {

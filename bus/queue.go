@@ -3,6 +3,7 @@ package bus
 import (
 	"context"
 	"fmt"
+	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
@@ -14,7 +15,7 @@ const (
 	queueAge = 2 * time.Minute
 	// ackWait is after what time a delivered call whose holder shows no progress goes to another
 	// one. JetStream's default is 30 s.
-	ackWait = 2 * time.Second
+	ackWait = 900 * time.Millisecond
 	// ProgressInterval is how often the holder of an unclaimed delivery tells that it still has it.
 	ProgressInterval = ackWait / 3
 	// maxWaiting is how many pulls may be parked on one queue: each idle instance has one.
@@ -51,17 +52,45 @@ func (c *Conn) EnsureCallPlane(ctx context.Context, memoryBytes int64) error {
 	return nil
 }
 
-// Queue is a worker's view of one incarnation's call queue.
+// Queue is a worker's view of one incarnation's call queue, wherever its home is: the control nodes
+// agree on that but for moments, and while they do not, calls come from several.
 type Queue struct {
 	ID     QueueID
-	conn   *Conn
+	mesh   *Mesh
 	worker string
 	pullTo string
+	home   atomic.Pointer[Conn] // where pulls are parked now
 }
 
-// OpenQueue makes sure that the queue has its consumer and returns the worker's view of it. It may
-// be called again when pulls find no consumer.
-func (c *Conn) OpenQueue(ctx context.Context, worker string, id QueueID) (*Queue, error) {
+// OpenQueue makes sure that the queue has its consumer at the given home and returns the worker's view
+// of it.
+func (m *Mesh) OpenQueue(ctx context.Context, home, worker string, id QueueID) (*Queue, error) {
+	q := &Queue{ID: id, mesh: m, worker: worker, pullTo: pullAPI + id.stream() + "." + string(id)}
+	_, err := q.Move(ctx, home)
+	return q, err
+}
+
+// Move has pulls parked at another home from now on; those that are parked stay where they are. False
+// when that was the home already.
+func (q *Queue) Move(ctx context.Context, home string) (bool, error) {
+	link := q.mesh.link(home)
+	if link == nil {
+		return false, fmt.Errorf("bus: no home is called %q", home)
+	}
+	if q.home.Load() == link {
+		return false, nil
+	}
+	if err := link.openQueue(ctx, q.ID); err != nil {
+		return false, err
+	}
+	q.home.Store(link)
+	return true, nil
+}
+
+// Reopen makes the queue's consumer anew, when pulls find none.
+func (q *Queue) Reopen(ctx context.Context) error { return q.home.Load().openQueue(ctx, q.ID) }
+
+func (c *Conn) openQueue(ctx context.Context, id QueueID) error {
 	_, err := c.js.CreateOrUpdateConsumer(ctx, id.stream(), jetstream.ConsumerConfig{
 		Durable:           string(id),
 		FilterSubject:     id.subject(),
@@ -77,7 +106,7 @@ func (c *Conn) OpenQueue(ctx context.Context, worker string, id QueueID) (*Queue
 		PriorityGroups:    []string{consumerGroup},
 	})
 	if err != nil {
-		return nil, fmt.Errorf("bus: consumer of queue %s: %w", id, err)
+		return fmt.Errorf("bus: consumer of queue %s: %w", id, err)
 	}
-	return &Queue{ID: id, conn: c, worker: worker, pullTo: pullAPI + id.stream() + "." + string(id)}, nil
+	return nil
 }

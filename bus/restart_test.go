@@ -43,7 +43,7 @@ func TestRestartKeepsCallsAndEvents(t *testing.T) {
 	for p.asker.InFlight() < 2 {
 		runtime.Gosched()
 	}
-	other, err := p.worker.OpenQueue(t.Context(), "w1", NewQueueID("000000000000", "g", "$LATEST", "r1"))
+	other, err := p.mesh.OpenQueue(t.Context(), "test", "w1", NewQueueID("000000000000", "g", "$LATEST", "r1"))
 	if err != nil {
 		t.Fatal(err)
 	}

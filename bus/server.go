@@ -7,6 +7,8 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/url"
+	"strconv"
 	"sync/atomic"
 	"time"
 
@@ -36,7 +38,24 @@ type ServerConfig struct {
 	// SyncInterval is how often file streams are synced to disk: what a power loss may take.
 	// 0 means every message.
 	SyncInterval time.Duration
-	Logger       *slog.Logger
+	// Listen is host:port for connections of other processes, "" for none.
+	Listen string
+	// Advertise is Listen as others reach it, "" for the same.
+	Advertise string
+	// Cluster makes the server one of several that keep streams together; nil: it is alone.
+	Cluster *ServerCluster
+	Logger  *slog.Logger
+}
+
+// ServerCluster is a server's part in a cluster.
+type ServerCluster struct {
+	// Name is the same on every member.
+	Name string
+	// Listen is host:port for the other members, Advertise the same as they reach it.
+	Listen, Advertise string
+	// Routes are the Advertise of all members, this one included. Their number is what the cluster
+	// takes a majority of when it is new.
+	Routes []string
 }
 
 // Server is an embedded NATS server with JetStream.
@@ -45,17 +64,17 @@ type Server struct {
 	inner  atomic.Pointer[server.Server]
 }
 
-// StartServer starts an embedded server that listens nowhere: connections are made in process. It
-// returns when the server is ready for them.
+// StartServer starts an embedded server. Connections are made in process, and over TCP if it listens.
+// It returns when the server is ready for them.
 func StartServer(config ServerConfig) (*Server, error) {
 	s := &Server{config: config}
 	return s, s.start()
 }
 
 func (s *Server) start() error {
-	inner, err := server.NewServer(&server.Options{
+	options := &server.Options{
 		ServerName:         s.config.Name,
-		DontListen:         true,
+		DontListen:         s.config.Listen == "",
 		NoSigs:             true,
 		JetStream:          true,
 		StoreDir:           s.config.StoreDir,
@@ -70,7 +89,11 @@ func (s *Server) start() error {
 		DisableJetStreamBanner: true,
 		// A publisher is never slowed for the sake of a slow reader: the bounds refuse instead.
 		NoFastProducerStall: true,
-	})
+	}
+	if err := s.config.network(options); err != nil {
+		return err
+	}
+	inner, err := server.NewServer(options)
 	if err != nil {
 		return fmt.Errorf("bus: configure server: %w", err)
 	}
@@ -88,6 +111,44 @@ func (s *Server) start() error {
 	return nil
 }
 
+// network fills in what the server has to do with others.
+func (c *ServerConfig) network(options *server.Options) error {
+	if c.Listen == "" {
+		return nil
+	}
+	var err error
+	if options.Host, options.Port, err = hostPort(c.Listen); err != nil {
+		return err
+	}
+	options.ClientAdvertise = c.Advertise
+	options.PingInterval, options.MaxPingsOut = pingEvery, pingsOut
+	options.WriteDeadline = 2 * time.Second
+	if c.Cluster == nil {
+		return nil
+	}
+	cluster := &options.Cluster
+	if cluster.Host, cluster.Port, err = hostPort(c.Cluster.Listen); err != nil {
+		return err
+	}
+	cluster.Name, cluster.Advertise = c.Cluster.Name, c.Cluster.Advertise
+	cluster.PingInterval, cluster.MaxPingsOut = pingEvery, pingsOut
+	for _, route := range c.Cluster.Routes {
+		options.Routes = append(options.Routes, &url.URL{Scheme: "nats", Host: route})
+	}
+	return nil
+}
+
+func hostPort(address string) (host string, port int, err error) {
+	host, text, err := net.SplitHostPort(address)
+	if err == nil {
+		port, err = strconv.Atoi(text)
+	}
+	if err != nil {
+		return "", 0, fmt.Errorf("bus: listen address %q: %w", address, err)
+	}
+	return host, port, nil
+}
+
 // InProcessConn implements nats.InProcessConnProvider: a client that lost its connection to a
 // restart finds the new server.
 func (s *Server) InProcessConn() (net.Conn, error) { return s.inner.Load().InProcessConn() }
@@ -100,7 +161,8 @@ func (s *Server) Healthy() error {
 	if !inner.Running() {
 		return errors.New("bus: NATS server has stopped")
 	}
-	if health := inner.Healthz(&server.HealthzOptions{}); health.StatusCode != http.StatusOK {
+	// In a cluster a leader that is being elected is not this server's to mend.
+	if health := inner.Healthz(&server.HealthzOptions{JSEnabledOnly: s.config.Cluster != nil}); health.StatusCode != http.StatusOK {
 		return fmt.Errorf("bus: %s", health.Error)
 	}
 	return nil

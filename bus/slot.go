@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -39,35 +40,70 @@ type SlotHandler interface {
 	Unparked(gone bool)
 }
 
-// Slot is one place that calls can be handed to: an idle instance's, or a host's. It has one
-// subscription for its life, on which pulled calls, grants and refusals arrive in order.
+// Slot is one place that calls can be handed to: an idle instance's, or a host's. At the queue's home
+// it has one subscription for its life, on which pulled calls, grants and refusals arrive in order; and
+// one more at each other home that it comes to deal with, because the queue moved there or because the
+// asker of a call is reached that way.
 type Slot struct {
 	queue   *Queue
 	inbox   string
 	handler SlotHandler
-	sub     *nats.Subscription
+	first   *Conn                // where it was made
+	parked  atomic.Pointer[Conn] // where its last pull is
 
 	mu       sync.Mutex
+	subs     []listening
+	closed   bool
 	claims   []*Delivery
 	incoming []*Delivery // granted, with a body still arriving
 	outgoing []*Delivery // answered, with a payload still leaving
 	sending  sync.WaitGroup
-	drained  chan struct{}
+}
+
+// listening is a slot's subscription at one home.
+type listening struct {
+	at      *Conn
+	sub     *nats.Subscription
+	drained chan struct{}
 }
 
 // NewSlot subscribes a slot. It is not parked.
 func (q *Queue) NewSlot(handler SlotHandler) (*Slot, error) {
-	s := &Slot{queue: q, inbox: subjectSlot + "." + q.worker + "." + nuid.Next(), handler: handler, drained: make(chan struct{})}
-	sub, err := q.conn.nc.Subscribe(s.inbox, s.receive)
-	if err != nil {
-		return nil, fmt.Errorf("bus: subscribe slot: %w", err)
+	s := &Slot{queue: q, inbox: subjectSlot + "." + q.worker + "." + nuid.Next(), handler: handler}
+	home := q.home.Load()
+	if err := s.listen(home); err != nil {
+		return nil, err
 	}
-	sub.SetClosedHandler(func(string) { close(s.drained) })
-	s.sub = sub
-	q.conn.mu.Lock()
-	defer q.conn.mu.Unlock()
-	q.conn.slots[s] = struct{}{}
+	s.first = home
 	return s, nil
+}
+
+// listen makes sure that the slot hears what comes to it at a home.
+func (s *Slot) listen(at *Conn) error {
+	if at == s.first {
+		return nil
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return errors.New("bus: slot is closed")
+	}
+	for _, l := range s.subs {
+		if l.at == at {
+			return nil
+		}
+	}
+	sub, err := at.nc.Subscribe(s.inbox, func(m *nats.Msg) { s.receive(at, m) })
+	if err != nil {
+		return fmt.Errorf("bus: subscribe slot: %w", err)
+	}
+	l := listening{at, sub, make(chan struct{})}
+	sub.SetClosedHandler(func(string) { close(l.drained) })
+	s.subs = append(s.subs, l)
+	at.mu.Lock()
+	defer at.mu.Unlock()
+	at.slots[s] = struct{}{}
+	return nil
 }
 
 // Park asks for up to batch calls, for at most limit (and never longer than the bus's own bound).
@@ -82,7 +118,12 @@ func (s *Slot) Park(priority, batch int, limit time.Duration) error {
 	pull = append(pull, `,"expires":`...)
 	pull = strconv.AppendInt(pull, int64(limit), 10)
 	pull = append(pull, '}')
-	if err := s.queue.conn.nc.PublishRequest(s.queue.pullTo, s.inbox, pull); err != nil {
+	home := s.queue.home.Load()
+	if err := s.listen(home); err != nil {
+		return err
+	}
+	s.parked.Store(home)
+	if err := home.nc.PublishRequest(s.queue.pullTo, s.inbox, pull); err != nil {
 		return fmt.Errorf("bus: park: %w", err)
 	}
 	return nil
@@ -91,13 +132,17 @@ func (s *Slot) Park(priority, batch int, limit time.Duration) error {
 // Claim asks the one who asked whether this call may be run here. Granted or Refused follows.
 func (s *Slot) Claim(d *Delivery) error {
 	d.claimedAt = time.Now()
+	d.route = s.queue.mesh.route(d.from.asker, d.home)
+	if err := s.listen(d.route); err != nil {
+		return err
+	}
 	s.mu.Lock()
 	s.claims = append(s.claims, d)
 	s.mu.Unlock()
 	buffer := bufferPool.Get().(*[]byte)
 	defer bufferPool.Put(buffer)
 	*buffer = append(appendHead((*buffer)[:0], kindClaim, d.from.token, d.ID), s.queue.worker...)
-	if err := s.queue.conn.nc.PublishRequest(d.asker(), s.inbox, *buffer); err != nil {
+	if err := d.route.nc.PublishRequest(d.asker(), s.inbox, *buffer); err != nil {
 		s.take(d.ID)
 		return fmt.Errorf("bus: claim: %w", err)
 	}
@@ -123,19 +168,34 @@ func (s *Slot) Abandon(age time.Duration) []*Delivery {
 // Close withdraws the slot's pull, lets what is on its way arrive (Delivered may still be called),
 // waits for that and for answers that are being sent, and ends the subscription.
 func (s *Slot) Close() error {
-	s.queue.conn.mu.Lock()
-	delete(s.queue.conn.slots, s)
-	s.queue.conn.mu.Unlock()
-	if err := s.sub.Drain(); err != nil && !errors.Is(err, nats.ErrBadSubscription) && !errors.Is(err, nats.ErrConnectionClosed) {
-		return fmt.Errorf("bus: drain slot: %w", err)
+	s.mu.Lock()
+	s.closed = true
+	subs := s.subs
+	s.mu.Unlock()
+	var failed error
+	for _, l := range subs {
+		l.at.mu.Lock()
+		delete(l.at.slots, s)
+		l.at.mu.Unlock()
+		if !l.at.up.Load() {
+			_ = l.sub.Unsubscribe() // what was on its way is lost with its home
+			continue
+		}
+		if err := l.sub.Drain(); err != nil && !errors.Is(err, nats.ErrBadSubscription) && !errors.Is(err, nats.ErrConnectionClosed) {
+			failed = fmt.Errorf("bus: drain slot: %w", err)
+		}
 	}
-	select {
-	case <-s.drained:
-	case <-time.After(pullLimit):
-		return errors.New("bus: slot did not drain")
+	late := time.NewTimer(pullLimit)
+	defer late.Stop()
+	for _, l := range subs {
+		select {
+		case <-l.drained:
+		case <-late.C:
+			return errors.Join(failed, errors.New("bus: slot did not drain"))
+		}
 	}
 	s.sending.Wait()
-	return nil
+	return failed
 }
 
 func (s *Slot) take(id CallID) *Delivery {
@@ -150,12 +210,15 @@ func (s *Slot) take(id CallID) *Delivery {
 	return nil
 }
 
-func (s *Slot) receive(m *nats.Msg) {
+func (s *Slot) receive(at *Conn, m *nats.Msg) {
 	if m.Subject != s.inbox {
-		s.delivered(m)
+		s.delivered(at, m)
 		return
 	}
 	if len(m.Header) > 0 {
+		if at != s.parked.Load() {
+			return // of a pull that does not count any more
+		}
 		// A status of the pull: 408 its limit passed, 404/409 it was refused, 503 nobody is there.
 		status := m.Header.Get("Status")
 		gone := status == statusGone || status == "409" && strings.Contains(m.Header.Get("Description"), "Deleted")
@@ -164,7 +227,7 @@ func (s *Slot) receive(m *nats.Msg) {
 	}
 	kind, _, id, rest, err := parseHead(m.Data)
 	if err != nil {
-		s.queue.conn.log.Warn("bus: slot got a malformed message", "err", err)
+		at.log.Warn("bus: slot got a malformed message", "err", err)
 		return
 	}
 	switch kind {
@@ -176,18 +239,18 @@ func (s *Slot) receive(m *nats.Msg) {
 			s.handler.Refused(d)
 		}
 	case kindChunk:
-		s.chunk(m, id, rest)
+		s.chunk(at, m, id, rest)
 	case kindCredit:
 		s.credit(id)
 	}
 }
 
-func (s *Slot) delivered(m *nats.Msg) {
-	d := &Delivery{queue: s.queue, ack: m.Reply, DeliveredAt: time.Now()}
+func (s *Slot) delivered(at *Conn, m *nats.Msg) {
+	d := &Delivery{home: at, mesh: s.queue.mesh, ack: m.Reply, DeliveredAt: time.Now()}
 	var err error
 	if d.Call, d.from, d.deferred, err = parseCall(m.Data); err != nil {
 		// Nobody can run it and nobody can be told: it is not one of ours.
-		s.queue.conn.log.Warn("bus: dropped a malformed call", "queue", s.queue.ID, "err", err)
+		at.log.Warn("bus: dropped a malformed call", "queue", s.queue.ID, "err", err)
 		d.settle()
 		s.handler.Unparked(false)
 		return
@@ -205,7 +268,7 @@ func (s *Slot) granted(m *nats.Msg, id CallID, rest []byte) {
 	d.Waited = r.duration()
 	total := int64(r.uint64())
 	if r.failed || total > maxBody || total < 0 {
-		s.queue.conn.log.Warn("bus: malformed grant")
+		d.home.log.Warn("bus: malformed grant")
 		return
 	}
 	d.settle()
@@ -223,7 +286,7 @@ func (s *Slot) granted(m *nats.Msg, id CallID, rest []byte) {
 	s.handler.Granted(d)
 }
 
-func (s *Slot) chunk(m *nats.Msg, id CallID, piece []byte) {
+func (s *Slot) chunk(at *Conn, m *nats.Msg, id CallID, piece []byte) {
 	s.mu.Lock()
 	var d *Delivery
 	for i, candidate := range s.incoming {
@@ -241,8 +304,8 @@ func (s *Slot) chunk(m *nats.Msg, id CallID, piece []byte) {
 	if d == nil {
 		return
 	}
-	if err := s.queue.conn.nc.Publish(m.Reply, appendHead(nil, kindCredit, d.from.token, id)); err != nil {
-		s.queue.conn.log.Warn("bus: credit", "err", err)
+	if err := at.nc.Publish(m.Reply, appendHead(nil, kindCredit, d.from.token, id)); err != nil {
+		at.log.Warn("bus: credit", "err", err)
 	}
 	if int64(len(d.Body)) == d.total {
 		d.Claim = time.Since(d.claimedAt)
@@ -255,9 +318,10 @@ func (s *Slot) chunk(m *nats.Msg, id CallID, piece []byte) {
 func (s *Slot) Answer(d *Delivery, a *Answer) error {
 	a.Worker = s.queue.worker
 	chunked := len(a.Payload) > inlineBytes
+	route := s.queue.mesh.detour(d.route)
 	buffer := bufferPool.Get().(*[]byte)
 	message := appendAnswer((*buffer)[:0], d.from.token, d.ID, a, chunked)
-	err := s.queue.conn.nc.Publish(d.asker(), message)
+	err := route.nc.Publish(d.asker(), message)
 	if cap(message) <= inlineBytes {
 		*buffer = message
 		bufferPool.Put(buffer)
@@ -268,6 +332,9 @@ func (s *Slot) Answer(d *Delivery, a *Answer) error {
 	if !chunked {
 		return nil
 	}
+	if err := s.listen(route); err != nil {
+		return err
+	}
 	d.credits = make(chan struct{}, transferWindow)
 	s.mu.Lock()
 	s.outgoing = append(s.outgoing, d)
@@ -275,10 +342,10 @@ func (s *Slot) Answer(d *Delivery, a *Answer) error {
 	s.sending.Go(func() {
 		defer s.sent(d)
 		err := sendChunks(a.Payload, d.credits, answerSlack, func(piece []byte) error {
-			return s.queue.conn.nc.PublishRequest(d.asker(), s.inbox, append(appendHead(nil, kindChunk, d.from.token, d.ID), piece...))
+			return route.nc.PublishRequest(d.asker(), s.inbox, append(appendHead(nil, kindChunk, d.from.token, d.ID), piece...))
 		})
 		if err != nil {
-			s.queue.conn.log.Warn("bus: sending an answer failed", "err", err)
+			route.log.Warn("bus: sending an answer failed", "err", err)
 		}
 	})
 	return nil
@@ -314,7 +381,9 @@ type Delivery struct {
 	// claimed it until it had all of it. Both are set when granted.
 	Waited, Claim time.Duration
 
-	queue     *Queue
+	mesh      *Mesh
+	home      *Conn // where it came from, and is settled
+	route     *Conn // to its asker, once it is claimed
 	from      address
 	ack       string
 	deferred  bool
@@ -340,23 +409,26 @@ func (d *Delivery) Progress() { d.acknowledge(ackProgress) }
 func (d *Delivery) Return() { d.acknowledge(ackReturn) }
 
 func (d *Delivery) acknowledge(what []byte) {
-	if err := d.queue.conn.nc.Publish(d.ack, what); err != nil {
-		d.queue.conn.log.Warn("bus: acknowledge", "err", err)
+	if !d.home.up.Load() {
+		return // the queue is lost, and with it who would deliver it again
+	}
+	if err := d.home.nc.Publish(d.ack, what); err != nil {
+		d.home.log.Warn("bus: acknowledge", "err", err)
 	}
 }
 
 // Starting tells the one who asked that an instance is being started for the call.
 func (d *Delivery) Starting() {
-	if err := d.queue.conn.nc.Publish(d.asker(), appendHead(nil, kindStarting, d.from.token, d.ID)); err != nil {
-		d.queue.conn.log.Warn("bus: starting", "err", err)
+	if err := d.mesh.route(d.from.asker, d.home).nc.Publish(d.asker(), appendHead(nil, kindStarting, d.from.token, d.ID)); err != nil {
+		d.home.log.Warn("bus: starting", "err", err)
 	}
 }
 
 // Fail answers an unclaimed delivery with a fault and settles it: no worker could do better.
 func (d *Delivery) Fail(worker string, fault *Fault) {
 	message := appendAnswer(nil, d.from.token, d.ID, &Answer{Worker: worker, Fault: fault}, false)
-	if err := d.queue.conn.nc.Publish(d.asker(), message); err != nil {
-		d.queue.conn.log.Warn("bus: fail", "err", err)
+	if err := d.mesh.route(d.from.asker, d.home).nc.Publish(d.asker(), message); err != nil {
+		d.home.log.Warn("bus: fail", "err", err)
 	}
 	d.settle()
 }

@@ -14,9 +14,11 @@ const (
 	callShards = 8
 
 	subjectCall   = "c" // c.<shard>.<queue>: a call, stored in the home's call stream
-	subjectAsker  = "a" // a.<asker>: claims and answers
+	subjectAsker  = "a" // a.<node>.<asker>: claims and answers
 	subjectSlot   = "s" // s.<worker>.<n>: pulled calls, grants and refusals for one slot
 	subjectWorker = "w" // w.<worker>.<verb>: requests to one worker
+	subjectProbe  = "p" // p.<asker>.<worker>: a worker's word that it is there
+	subjectHint   = "h" // h: to one home, calls wait in a queue of its
 	subjectRetire = "x" // x: to every worker, what has been replaced or deleted
 	subjectReport = "r" // r.<worker>: a worker's heartbeat
 	subjectInUse  = "u" // u: the runtimes that functions have, for all workers
@@ -29,11 +31,15 @@ const (
 type QueueID string
 
 // NewQueueID derives the id from what makes an incarnation: all four, so that new code has a new
-// queue and the old one drains.
+// queue and the old one drains. Its first half is the same for all queues of a function.
 func NewQueueID(account, function, version, incarnation string) QueueID {
-	sum := sha256.Sum256([]byte(strings.Join([]string{account, function, version, incarnation}, "\x00")))
-	return QueueID(strings.ToLower(queueEncoding.EncodeToString(sum[:15])))
+	whose := sha256.Sum256([]byte(account + "\x00" + function))
+	which := sha256.Sum256([]byte(strings.Join([]string{account, function, version, incarnation}, "\x00")))
+	return QueueID(strings.ToLower(queueEncoding.EncodeToString(append(whose[:10], which[:10]...))))
 }
+
+// function is the half that stands for the function: its queues have one home.
+func (q QueueID) function() string { return string(q[:len(q)/2]) }
 
 var queueEncoding = base32.StdEncoding.WithPadding(base32.NoPadding)
 

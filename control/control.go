@@ -15,11 +15,13 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc"
 
 	"github.com/doze-run/doze/bus"
+	"github.com/doze-run/doze/bus/gossip"
 	"github.com/doze-run/doze/control/collect"
 	"github.com/doze-run/doze/control/delivery"
 	"github.com/doze-run/doze/control/gateway"
@@ -28,6 +30,7 @@ import (
 	"github.com/doze-run/doze/control/placement"
 	"github.com/doze-run/doze/control/quorum"
 	"github.com/doze-run/doze/control/registry"
+	dozev1 "github.com/doze-run/doze/proto/doze/v1"
 )
 
 const (
@@ -42,6 +45,8 @@ const (
 	SyncInterval = time.Second
 	// DevAccount is the account of every caller where callers are not told apart.
 	DevAccount = gateway.DevAccount
+	// aloneName is the name of a node that is all there is.
+	aloneName = "control-1"
 )
 
 // Config is what a control node is made of. The caller has locked DataDir.
@@ -68,28 +73,36 @@ type Config struct {
 	// ClusterKeyFile is where the key is that seals secrets in the state; "" is cluster.key in
 	// DataDir. It is made if it is not there.
 	ClusterKeyFile string
-	Logger         *slog.Logger
+	// Cluster is the node's place among others; nil: it is all there is.
+	Cluster *Cluster
+	Logger  *slog.Logger
 }
 
 // Control is a running control node.
 type Control struct {
-	config    Config
-	begun     time.Time
-	server    *bus.Server
-	conn      *bus.Conn
-	quorum    *quorum.Node
-	placement *placement.Placement
-	asker     *bus.Asker
-	pollers   *delivery.Poller
-	gateway   *gateway.Gateway
-	http      *http.Server
-	grpc      *grpc.Server
-	logs      *bus.Logs
-	events    *bus.Events
-	settler   *settler
-	metrics   *metrics
-	storage   *storage
-	newRoot   RootKey
+	config Config
+	begun  time.Time
+	// calls is the server of this node's own call plane, home the connection to it, and mesh the call
+	// plane with all its homes; streams is the server of the durable plane, and conn the connection to
+	// that. Alone, one server and one connection are both.
+	calls, streams *bus.Server
+	home, conn     *bus.Conn
+	mesh           *bus.Mesh
+	members        *gossip.Members // nil alone
+	quorum         *quorum.Node
+	quorumOpen     atomic.Pointer[quorum.Node] // quorum, for those who ask before all is open
+	placement      *placement.Placement
+	asker          *bus.Asker
+	pollers        *delivery.Poller
+	gateway        *gateway.Gateway
+	http           *http.Server
+	grpc           *grpc.Server
+	logs           *bus.Logs
+	events         *bus.Events
+	settler        *settler
+	metrics        *metrics
+	storage        *storage
+	newRoot        RootKey
 
 	stop    context.CancelFunc
 	running sync.WaitGroup
@@ -118,31 +131,45 @@ func Open(ctx context.Context, config Config) (_ *Control, err error) {
 			err = errors.Join(err, c.unwind(context.Background()))
 		}
 	}()
-	// The state opens beside the broker: each waits for its own disk and timers.
-	state := make(chan error, 1)
-	go func() { state <- c.openState(ctx) }()
-	err = c.openBus(ctx)
-	if err = errors.Join(err, <-state); err != nil {
-		return nil, err
+	if config.Cluster != nil {
+		err = c.openCluster(ctx, background)
+	} else {
+		// The state opens beside the broker: each waits for its own disk and timers.
+		state := make(chan error, 1)
+		go func() { state <- c.openState(ctx) }()
+		err = errors.Join(c.openBus(ctx), <-state)
 	}
 	if c.quorum != nil {
 		c.onClose(func(context.Context) error { return c.quorum.Close() })
 	}
+	if err != nil {
+		return nil, err
+	}
 	if err := c.openParts(background); err != nil {
 		return nil, err
 	}
-	return c, c.serve()
+	if err := c.serve(); err != nil || c.members == nil {
+		return c, err
+	}
+	return c, c.members.Update(func(n *gossip.Node) { n.Serving = true })
 }
+
+// setQuorum is called once, when the replicated state is open.
+func (c *Control) setQuorum(node *quorum.Node) {
+	c.quorum = node
+	c.quorumOpen.Store(node)
+}
+
+func (c *Control) quorumNow() *quorum.Node { return c.quorumOpen.Load() }
 
 func (c *Control) onClose(f func(context.Context) error) { c.closers = append(c.closers, f) }
 
 func (c *Control) openState(ctx context.Context) error {
-	dir := filepath.Join(c.config.DataDir, "raft")
-	node, err := quorum.Open(quorum.Config{NodeID: "control-1", DataDir: dir, Bootstrap: true, Logger: c.config.Logger})
+	node, err := quorum.Open(quorum.Config{NodeID: aloneName, DataDir: raftDir(c.config), Bootstrap: true, Logger: c.config.Logger})
 	if err != nil {
 		return err
 	}
-	c.quorum = node
+	c.setQuorum(node)
 	return node.WaitReady(ctx)
 }
 
@@ -152,43 +179,52 @@ func (c *Control) openBus(ctx context.Context) error {
 		return fmt.Errorf("control: data folder: %w", err)
 	}
 	var err error
-	if c.server, err = bus.StartServer(bus.ServerConfig{
-		Name: "control-1", StoreDir: dir, MemoryBytes: c.config.QueueBytes, StoreBytes: c.config.StoreBytes,
+	if c.streams, err = bus.StartServer(bus.ServerConfig{
+		Name: aloneName, StoreDir: dir, MemoryBytes: c.config.QueueBytes, StoreBytes: c.config.StoreBytes,
 		SyncInterval: c.config.SyncInterval, Logger: c.config.Logger,
 	}); err != nil {
 		return err
 	}
-	c.onClose(c.server.Close)
-	if c.conn, err = bus.Connect(ctx, bus.ConnConfig{Name: "control-1", Server: c.server, Logger: c.config.Logger}); err != nil {
+	c.calls = c.streams
+	c.onClose(c.streams.Close)
+	if c.conn, err = bus.ConnectHome(ctx, aloneName, bus.ConnConfig{Name: aloneName, Server: c.streams, Logger: c.config.Logger}); err != nil {
 		return err
 	}
+	c.home = c.conn
 	c.onClose(func(context.Context) error { return c.conn.Close() })
+	c.mesh = bus.NewMesh(aloneName, c.home, c.config.Logger)
 	if err := c.conn.EnsureCallPlane(ctx, c.config.QueueBytes); err != nil {
 		return err
 	}
 	if err := c.conn.EnsureStreams(ctx, bus.StreamsConfig{StorageBytes: c.config.StoreBytes, Replicas: 1, EventShards: eventShards}); err != nil {
 		return err
 	}
-	c.events = c.conn.Events(eventShards)
-	if c.logs, err = c.conn.Logs(); err != nil {
-		return err
-	}
-	c.onClose(c.logs.Close)
-	return nil
+	return c.openStores(eventShards)
 }
 
 // openParts makes what stands on the bus and the state. Its order is the reverse of how they end.
 func (c *Control) openParts(ctx context.Context) error {
+	if c.members != nil {
+		// What is decided by the state below is decided by all of it.
+		if err := c.confirm(ctx); err != nil {
+			return err
+		}
+	}
 	log, state := c.config.Logger, c.quorum.Registry()
-	c.storage = &storage{dir: c.config.DataDir, server: c.server, quorum: c.quorum, revive: c.revive, log: log}
+	c.storage = &storage{dir: c.config.DataDir, server: c.streams, quorum: c.quorum, revive: c.revive, log: log}
 
-	c.placement = placement.New(c.conn, log)
+	c.placement = placement.New(c.mesh, log)
 	c.onClose(func(context.Context) error { c.placement.Close(); return nil })
-	reports, err := c.conn.OnReport(c.placement.Report)
+	reports, err := c.mesh.OnReport(c.placement.Report)
 	if err != nil {
 		return err
 	}
 	c.onClose(func(context.Context) error { return reports.Close() })
+	hints, err := c.mesh.OnHint(func(queue bus.QueueID, spec *dozev1.FunctionSpec) { c.placement.Wake(queue, hinted{spec}) })
+	if err != nil {
+		return err
+	}
+	c.onClose(func(context.Context) error { return hints.Close() })
 
 	collector := collect.New(c.conn.Usage(), c.quorum, func(epoch string) (uint64, error) { return c.quorum.Ledger().Mark(epoch), nil }, log)
 	c.running.Go(func() {
@@ -206,16 +242,20 @@ func (c *Control) openParts(ctx context.Context) error {
 		}
 	})
 	c.running.Go(func() { c.tellInUse(ctx) })
-	c.settler = newSettler(c.quorum, c.conn.Objects(), c.conn, log)
-	c.running.Go(func() { c.quorum.Lead(ctx, c.settler.run) })
+	c.settler = newSettler(c.quorum, c.conn.Objects(), c.mesh, c.waitAppliedEverywhere, log)
+	c.running.Go(func() { c.settler.run(ctx) })
+	c.running.Go(func() { c.quorum.Lead(ctx, c.settler.lookAfter) })
+	if c.members != nil {
+		c.running.Go(func() { c.quorum.Lead(ctx, c.reconcile) })
+	}
 
-	if c.asker, err = c.conn.NewAsker(c.placement, c.config.QueueBytes); err != nil {
+	if c.asker, err = c.mesh.NewAsker(c.placement, c.config.QueueBytes); err != nil {
 		return err
 	}
 	c.onClose(func(context.Context) error { return c.asker.Close() })
 	arn := func(account, name string) string { return registry.ARN(c.config.Region, account, name, "") }
 	invoker := invoke.New(invoke.Config{
-		Asker: c.asker, Workers: c.placement, Acceptor: storedEvents{delivery.NewAcceptor(c.events), c.storage}, Unreserved: state.UnreservedConcurrency, ARN: arn,
+		Asker: c.asker, Workers: workers{c.placement, c.asker}, Acceptor: storedEvents{delivery.NewAcceptor(c.events), c.storage}, Unreserved: state.UnreservedConcurrency, ARN: arn,
 		Metrics: invoke.NewMetrics(c.metrics.registry),
 		Egress:  c.config.Egress,
 	})
@@ -238,7 +278,7 @@ func (c *Control) openParts(ctx context.Context) error {
 		Registry: state, Proposer: storedState{c.settler, c.storage}, Code: storedCode{codeStore{c.conn.Objects()}, c.storage},
 		Invoker: storedCalls{invoker, c.storage}, Platform: (*platform)(c),
 		Authenticator: authenticator, Cipher: clusterKey, Region: c.config.Region,
-		BaseURL: "http://" + c.config.HTTP.Addr().String(), Ready: c.Ready, Metrics: c.metrics.handler, Logger: log,
+		BaseURL: "http://" + c.config.HTTP.Addr().String(), Ready: c.Ready, Confirm: c.confirm, Metrics: c.metrics.handler, Logger: log,
 	})
 	c.metrics.open()
 	c.running.Go(func() { c.storage.run(ctx) })
@@ -248,9 +288,40 @@ func (c *Control) openParts(ctx context.Context) error {
 // revive brings back what was in the memory of a broker that was restarted: the call queues and the
 // calls in them.
 func (c *Control) revive(ctx context.Context) error {
-	if err := c.conn.EnsureCallPlane(ctx, c.config.QueueBytes); err != nil {
+	if c.members != nil {
+		return nil // the call plane has a server of its own
+	}
+	if err := c.home.EnsureCallPlane(ctx, c.config.QueueBytes); err != nil {
 		return err
 	}
 	c.asker.Republish()
+	return nil
+}
+
+// hinted is the tag of a wake that another node asked for.
+type hinted struct{ spec *dozev1.FunctionSpec }
+
+// Spec implements placement.Specer.
+func (h hinted) Spec() *dozev1.FunctionSpec { return h.spec }
+
+// workers are the workers as the invoker sees them: what wakes a queue goes to the queue's home.
+type workers struct {
+	*placement.Placement
+	asker *bus.Asker
+}
+
+// Wake implements bus.Waker.
+func (w workers) Wake(queue bus.QueueID, tag any) { w.asker.Wake(queue, tag) }
+
+// confirmLimit bounds how long an operation waits for the leader's word.
+const confirmLimit = 5 * time.Second
+
+// confirm returns when this node knows of every change that was acknowledged before.
+func (c *Control) confirm(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, confirmLimit)
+	defer cancel()
+	if err := c.quorum.Read(ctx); err != nil {
+		return &gateway.Outage{Message: "The control plane has no leader that this node can reach. Try again.", Err: err}
+	}
 	return nil
 }

@@ -36,7 +36,7 @@ func (c *Control) tellInUse(ctx context.Context) {
 			uses.Uses = inUse(state, c.config.Egress)
 		}
 		if changed || now.Sub(told) >= repeatInUse {
-			if err := c.conn.TellRuntimesInUse(&uses); err != nil {
+			if err := c.mesh.TellRuntimesInUse(&uses); err != nil {
 				c.config.Logger.Warn("tell workers which runtimes are in use", "err", err)
 			} else {
 				seen, told = state, now

@@ -84,8 +84,8 @@ func (c *Control) ensureRoot(ctx context.Context, key *clusterkey.Key) error {
 			there = true
 		}
 	}
-	if there {
-		return nil
+	if there || want == (RootKey{}) && c.members != nil && !c.quorum.IsLeader() {
+		return nil // of several nodes that begin a cluster one makes the key
 	}
 	if want == (RootKey{}) {
 		want.ID, want.Secret = gateway.NewSecret()

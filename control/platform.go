@@ -24,7 +24,7 @@ func (p *platform) Instances(ctx context.Context, account string) ([]*dozev1.Ins
 	defer cancel()
 	all := []*dozev1.Instance{}
 	for _, w := range p.placement.Workers() {
-		infos, err := p.conn.ListInstances(ctx, w.Worker, account)
+		infos, err := p.mesh.ListInstances(ctx, w.Worker, account)
 		if err != nil {
 			return nil, fmt.Errorf("ask worker %s: %w", w.Worker, err)
 		}

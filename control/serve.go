@@ -37,8 +37,16 @@ func (c *Control) fail(err error) {
 // Failed is sent what keeps the node from going on.
 func (c *Control) Failed() <-chan error { return c.failed }
 
+// Name is this node's name.
+func (c *Control) Name() string {
+	if c.config.Cluster != nil {
+		return c.config.Cluster.Name
+	}
+	return aloneName
+}
+
 // Bus is the embedded server, for a worker in the same process.
-func (c *Control) Bus() *bus.Server { return c.server }
+func (c *Control) Bus() *bus.Server { return c.streams }
 
 // WaitWorker returns when a worker takes calls.
 func (c *Control) WaitWorker(ctx context.Context) error {

@@ -23,23 +23,29 @@ type settler struct {
 	node    *quorum.Node
 	objects *bus.Objects
 	workers retirer
-	log     *slog.Logger
-	due     chan *registry.Function
+	// known returns when other nodes know of a change, too.
+	known func(ctx context.Context)
+	log   *slog.Logger
+	due   chan *registry.Function
 }
 
-// retirer tells workers which incarnations have been replaced or deleted; *bus.Conn is one.
+// retirer tells workers which incarnations have been replaced or deleted; *bus.Mesh is one.
 type retirer interface {
 	Retire(request *dozev1.RetireRequest) error
 }
 
-// settleAgain is how long after a failure a version is looked at again.
-const settleAgain = time.Second
+const (
+	// settleAgain is how long after a failure a version is looked at again.
+	settleAgain = time.Second
+	// lookAfterEvery is how often the leader looks for what a node has begun and not ended.
+	lookAfterEvery = 5 * time.Second
+)
 
 // settleQueue is how many functions may wait to be settled before a change waits too.
 const settleQueue = 1024
 
-func newSettler(node *quorum.Node, objects *bus.Objects, workers retirer, log *slog.Logger) *settler {
-	return &settler{node: node, objects: objects, workers: workers, log: log, due: make(chan *registry.Function, settleQueue)}
+func newSettler(node *quorum.Node, objects *bus.Objects, workers retirer, known func(context.Context), log *slog.Logger) *settler {
+	return &settler{node: node, objects: objects, workers: workers, known: known, log: log, due: make(chan *registry.Function, settleQueue)}
 }
 
 // Propose implements gateway.Proposer.
@@ -75,16 +81,17 @@ func (s *settler) Propose(ctx context.Context, command registry.Command) (any, e
 		select {
 		case s.due <- f:
 		case <-ctx.Done():
-			// The change is made; the next leader's first look settles it, or the next change.
+			// The change is made; the leader's next look settles it, or the next change.
 			s.log.Warn("settling is behind", "function", name)
 		}
 	}
 	return answer, nil
 }
 
-// run settles what is due while this node leads, beginning with what an earlier leader left.
+// run settles what this node has proposed.
 func (s *settler) run(ctx context.Context) {
-	again := time.NewTimer(0) // the first look
+	again := time.NewTimer(time.Hour)
+	again.Stop()
 	defer again.Stop()
 	for {
 		var err error
@@ -92,11 +99,7 @@ func (s *settler) run(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-again.C:
-			for _, f := range s.node.Registry().Unsettled() {
-				if err = s.settle(ctx, f); err != nil {
-					break
-				}
-			}
+			err = s.settleAll(ctx)
 		case f := <-s.due:
 			err = s.settle(ctx, f)
 		}
@@ -107,6 +110,31 @@ func (s *settler) run(ctx context.Context) {
 	}
 }
 
+// lookAfter settles, while this node leads, what was left by a node that is gone, or by an earlier life.
+func (s *settler) lookAfter(ctx context.Context) {
+	look := time.NewTicker(lookAfterEvery)
+	defer look.Stop()
+	for {
+		if err := s.settleAll(ctx); err != nil && ctx.Err() == nil {
+			s.log.Warn("settle functions", "err", err)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-look.C:
+		}
+	}
+}
+
+func (s *settler) settleAll(ctx context.Context) error {
+	for _, f := range s.node.Registry().Unsettled() {
+		if err := s.settle(ctx, f); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 func (s *settler) settle(ctx context.Context, f *registry.Function) error {
 	for _, v := range append([]*registry.Version{f.Latest}, f.Versions...) {
 		if !v.Unsettled() {
@@ -115,6 +143,8 @@ func (s *settler) settle(ctx context.Context, f *registry.Function) error {
 		command := registry.Settle{
 			Account: f.Account, Name: f.Name, Version: v.Version, Incarnation: v.Incarnation, RevisionID: uuid.NewString(),
 		}
+		// A gateway that does not know of the change would go on calling what it replaces.
+		s.known(ctx)
 		if v.Code.SHA256 != "" {
 			switch code, _, err := s.objects.Get(ctx, v.Code.SHA256); {
 			case err == nil:

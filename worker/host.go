@@ -21,7 +21,7 @@ import (
 type server Worker
 
 // Host takes in an incarnation, or says why not.
-func (s *server) Host(ctx context.Context, request *dozev1.HostRequest) *dozev1.HostReply {
+func (s *server) Host(ctx context.Context, home string, request *dozev1.HostRequest) *dozev1.HostReply {
 	w := (*Worker)(s)
 	refuse := func(verdict dozev1.HostReply_Verdict, format string, args ...any) *dozev1.HostReply {
 		return &dozev1.HostReply{Verdict: verdict, Reason: fmt.Sprintf(format, args...)}
@@ -32,7 +32,7 @@ func (s *server) Host(ctx context.Context, request *dozev1.HostRequest) *dozev1.
 	if err := w.meter.Healthy(); err != nil {
 		return refuse(dozev1.HostReply_UNAVAILABLE, "usage cannot be journaled: %v", err)
 	}
-	if err := w.pool.Host(ctx, request.Spec); err != nil {
+	if err := w.pool.Host(ctx, home, request.Spec); err != nil {
 		return refuse(dozev1.HostReply_UNAVAILABLE, "%v", err)
 	}
 	w.parking.use(request.Spec)

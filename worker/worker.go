@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"github.com/doze-run/doze/bus"
+	"github.com/doze-run/doze/bus/gossip"
 	dozev1 "github.com/doze-run/doze/proto/doze/v1"
 	"github.com/doze-run/doze/worker/capacity"
 	"github.com/doze-run/doze/worker/code"
@@ -51,8 +52,10 @@ const (
 type Config struct {
 	Name    string
 	DataDir string
-	// Bus is the embedded server to connect to.
-	Bus *bus.Server
+	// Home is the control node in this process; nil: Cluster.
+	Home *Home
+	// Cluster is how a worker of its own finds control nodes.
+	Cluster *Cluster
 	// Sandbox is "linux" or "process". A sandbox that cannot be had is an error: a weaker one is never
 	// chosen instead.
 	Sandbox string
@@ -80,7 +83,9 @@ type Config struct {
 type Worker struct {
 	config   Config
 	epoch    string
-	conn     *bus.Conn
+	conn     *bus.Conn // to the durable plane
+	mesh     *bus.Mesh
+	members  *gossip.Members // nil in one process with the control node
 	sandbox  sandbox.Sandbox
 	found    []runtimes.Runtime
 	cache    *code.Cache
@@ -125,18 +130,18 @@ func Open(ctx context.Context, config Config) (_ *Worker, err error) {
 	w.stop = stop
 	w.metrics = newMetrics(w)
 	w.pool = pool.New(pool.Config{
-		Worker: config.Name, Conn: w.conn, Launcher: (*launcher)(w), Journal: w.meter, IdleTimeout: config.IdleTimeout,
+		Worker: config.Name, Mesh: w.mesh, Launcher: (*launcher)(w), Journal: w.meter, IdleTimeout: config.IdleTimeout,
 		ConcurrentStarts: startsPerCPU * runtime.NumCPU(), Events: pool.Tee(w.metrics.events(), logEvents(config.Logger)), Logger: config.Logger,
 	})
 	w.openParking()
 	w.onClose(w.pool.Close)
-	served, err := w.conn.ServeWorker(background, config.Name, (*server)(w))
+	served, err := w.mesh.ServeWorker(background, config.Name, (*server)(w))
 	if err != nil {
 		return nil, err
 	}
 	w.onClose(func(context.Context) error { return served.Close() })
 	if w.parking != nil {
-		told, err := w.conn.OnRuntimesInUse(w.parking.want)
+		told, err := w.mesh.OnRuntimesInUse(w.parking.want)
 		if err != nil {
 			return nil, err
 		}
@@ -175,10 +180,9 @@ func (w *Worker) openParts(ctx context.Context) error {
 	for _, line := range w.sandbox.Missing() {
 		w.config.Logger.Warn("the sandbox lacks a wall", "missing", line)
 	}
-	if w.conn, err = bus.Connect(ctx, bus.ConnConfig{Name: w.config.Name, Server: w.config.Bus, Logger: w.config.Logger}); err != nil {
+	if err := w.openBus(ctx); err != nil {
 		return err
 	}
-	w.onClose(func(context.Context) error { return w.conn.Close() })
 	if w.cache, err = code.Open(code.Config{
 		Dir: w.dir("code"), MaxBytes: codeCacheBytes, Store: objects{w.conn.Objects()}, Logger: w.config.Logger,
 	}); err != nil {
@@ -244,7 +248,7 @@ func (w *Worker) beat(ctx context.Context) {
 		if beats%measureEvery == 0 {
 			w.pool.Measure()
 		}
-		if err := w.conn.Report(w.report()); err != nil {
+		if err := w.mesh.Report(w.report()); err != nil {
 			w.config.Logger.Warn("heartbeat", "err", err)
 		}
 		select {

@@ -126,7 +126,7 @@ func openPlatform(ctx context.Context, p parts) (_ platform, err error) {
 		}
 	}()
 	d.worker, err = worker.Open(ctx, worker.Config{
-		Name: "worker-1", DataDir: filepath.Join(p.dir.Path(), "worker"), Bus: d.control.Bus(), Sandbox: p.settings.Sandbox,
+		Name: "worker-1", DataDir: filepath.Join(p.dir.Path(), "worker"), Home: &worker.Home{Node: d.control.Name(), Bus: d.control.Bus()}, Sandbox: p.settings.Sandbox,
 		IdleTimeout: p.settings.IdleTimeout, NoParking: !p.settings.Parked, MemoryBytes: p.settings.Memory, Overcommit: p.settings.MemoryOvercommit,
 		EgressRange: p.settings.EgressRange, DenyEgress: p.settings.DenyEgress, AllowEgress: p.settings.AllowEgress,
 		HardCPU: p.settings.CPUHardCap, Region: p.settings.Region, Logger: p.log,

@@ -63,14 +63,18 @@ func (l *life) run(ctx context.Context) (err error) {
 	// The addresses are taken first: that somebody else has them is the commonest fault, and should
 	// be told before anything is built.
 	p := parts{settings: l.settings, dir: dir, stderr: l.stderr, log: l.log}
-	if p.http, err = listen("--listen", l.settings.Listen); err != nil {
-		return err
+	ready := "doze ready"
+	if l.settings.Listen != "" { // a worker has no API
+		if p.http, err = listen("--listen", l.settings.Listen); err != nil {
+			return err
+		}
+		defer p.http.Close()
+		if p.grpc, err = listen("--grpc-listen", l.settings.GRPCListen); err != nil {
+			return err
+		}
+		defer p.grpc.Close()
+		ready += fmt.Sprintf(" http=%s grpc=%s", p.http.Addr(), p.grpc.Addr())
 	}
-	defer p.http.Close()
-	if p.grpc, err = listen("--grpc-listen", l.settings.GRPCListen); err != nil {
-		return err
-	}
-	defer p.grpc.Close()
 	if l.settings.PprofListen != "" {
 		stop, err := l.servePprof()
 		if err != nil {
@@ -86,7 +90,10 @@ func (l *life) run(ctx context.Context) (err error) {
 	if err != nil || running == nil {
 		return err
 	}
-	if _, err := fmt.Fprintf(l.stdout, "doze ready http=%s grpc=%s\n", p.http.Addr(), p.grpc.Addr()); err != nil {
+	if l.settings.Name != "" {
+		ready += " name=" + l.settings.Name
+	}
+	if _, err := fmt.Fprintln(l.stdout, ready); err != nil {
 		l.log.Warn("nobody reads the ready line", "error", err)
 	}
 	select {

@@ -19,7 +19,7 @@ import (
 	"github.com/doze-run/doze/control"
 )
 
-// devSettings is what `doze dev` was told, by flags, DOZE_* variables, the config file and
+// devSettings is what `doze dev`, or a node of a cluster, was told, by flags, DOZE_* variables, the config file and
 // defaults, in this order.
 type devSettings struct {
 	// Listen and GRPCListen are host:port; port 0 for any free one.
@@ -61,30 +61,55 @@ type devSettings struct {
 	LogFormat, LogLevel string
 	// Config is the path of the config file, "" for none.
 	Config string
+	// The rest is what a node is told of its cluster; doze dev has none.
+	nodeSettings
 }
 
 var regionPattern = regexp.MustCompile(`^[a-z]{2}(-[a-z]+)+-[0-9]$`)
 
-// flagSet makes the flags that fill s. Each flag checks its value when it is set, whoever sets it.
+// flagSet makes the flags of doze dev that fill s. Each flag checks its value when it is set, whoever
+// sets it.
 func (s *devSettings) flagSet(getenv func(string) string) *pflag.FlagSet {
-	f := pflag.NewFlagSet("dev", pflag.ContinueOnError)
-	f.SortFlags = false
-	s.Listen, s.GRPCListen = "127.0.0.1:9000", "127.0.0.1:9001"
-	s.AsyncRetryWaits = []time.Duration{time.Minute, 2 * time.Minute}
-	s.Sandbox, s.LogFormat, s.LogLevel = "linux", "text", "info"
-	s.IdleTimeout, s.ShutdownTimeout = 5*time.Minute, 30*time.Second
+	f := newFlagSet("dev")
+	s.addConfig(f)
+	s.addAPI(f)
+	s.addDataDir(f, defaultDataDir(os.Geteuid(), getenv))
+	s.addInstances(f)
+	s.addEvents(f)
+	s.addProcess(f)
+	f.VisitAll(func(flag *pflag.Flag) { flag.DefValue = flag.Value.String() })
+	return f
+}
 
+func newFlagSet(name string) *pflag.FlagSet {
+	f := pflag.NewFlagSet(name, pflag.ContinueOnError)
+	f.SortFlags = false
+	return f
+}
+
+func (s *devSettings) addConfig(f *pflag.FlagSet) {
 	f.StringVar(&s.Config, "config", "", "config `FILE` (.yaml, .toml or .json) whose keys are the names of these flags")
+}
+
+func (s *devSettings) addAPI(f *pflag.FlagSet) {
+	s.Listen, s.GRPCListen = "127.0.0.1:9000", "127.0.0.1:9001"
 	f.Var(&addressValue{&s.Listen}, "listen", "where the API listens; port 0 for any free one")
 	f.Var(&addressValue{&s.GRPCListen}, "grpc-listen", "where gRPC listens")
 	f.BoolVar(&s.Auth, "auth", false, "take only requests that are signed with an access key (doze key), which other machines may then send too")
 	f.StringVar(&s.ClusterKeyFile, "cluster-key-file", "", "`FILE` with the key that seals secrets in the data folder (default control/cluster.key in it; made if it is not there)")
 	f.BoolVar(&s.AllowRemote, "allow-remote", false, "let --listen and --grpc-listen be reached from other machines without --auth: anybody there can run code here")
-	f.StringVar(&s.DataDir, "data-dir", defaultDataDir(os.Geteuid(), getenv), "`DIR` for functions, code, events and the bill")
+}
+
+func (s *devSettings) addDataDir(f *pflag.FlagSet, otherwise string) {
+	f.StringVar(&s.DataDir, "data-dir", otherwise, "`DIR` for functions, code, events and the bill")
+}
+
+// addInstances is what a worker is told of the instances it runs.
+func (s *devSettings) addInstances(f *pflag.FlagSet) {
+	s.IdleTimeout, s.Sandbox = 5*time.Minute, "linux"
 	f.Var(&durationValue{&s.IdleTimeout, 10 * time.Millisecond, 24 * time.Hour}, "idle-timeout", "end an instance that had nothing to do for so long")
 	f.Var(&sizeValue{&s.Memory}, "memory", "memory for all instances together, such as 8GiB (default what the machine has, less a reserve)")
 	f.Var(&ratioValue{&s.MemoryOvercommit, 1, 1000}, "memory-overcommit", "how many times --memory the limits of all instances may add up to (default no bound: what they really use counts)")
-	f.Var(&waitsValue{&s.AsyncRetryWaits}, "async-retry-waits", "waits before the second and the third attempt of an event")
 	f.Var(&choiceValue{&s.Sandbox, []string{"linux", "process"}}, "sandbox", "linux (isolated), or process (no isolation at all)")
 	f.BoolVar(&s.CPUHardCap, "cpu-hard-cap", false, "cap each instance's CPU at its share (1769 MB is one) even where CPUs are idle")
 	f.BoolVar(&s.Parked, "parked", true, "keep a few sandboxes and interpreters waiting, so that sleeping functions answer sooner")
@@ -93,15 +118,23 @@ func (s *devSettings) flagSet(getenv func(string) string) *pflag.FlagSet {
 	f.Var(&rangesValue{&s.DenyEgress}, "deny-egress", "addresses that no function reaches, such as 203.0.113.0/24; may be repeated")
 	f.Var(&rangesValue{&s.AllowEgress}, "allow-egress", "private addresses that functions with egress reach, such as 10.1.2.3; may be repeated")
 	f.Var(&poolValue{&s.EgressRange}, "egress-range", "where instances with egress have their addresses")
+}
+
+// addEvents is what a control node is told of delivery and the bill.
+func (s *devSettings) addEvents(f *pflag.FlagSet) {
+	s.AsyncRetryWaits = []time.Duration{time.Minute, 2 * time.Minute}
+	f.Var(&waitsValue{&s.AsyncRetryWaits}, "async-retry-waits", "waits before the second and the third attempt of an event")
 	f.StringVar(&s.PriceBook, "price-book", "", "JSON `FILE` with other prices than the default ones")
+}
+
+// addProcess is what any process of Doze is told of itself.
+func (s *devSettings) addProcess(f *pflag.FlagSet) {
+	s.Region, s.LogFormat, s.LogLevel, s.ShutdownTimeout = "us-east-1", "text", "info", 30*time.Second
 	f.Var(&patternValue{&s.Region, regionPattern, "a region like us-east-1"}, "region", "AWS region that ARNs name")
-	s.Region = "us-east-1"
 	f.Var(&addressValue{&s.PprofListen}, "pprof-listen", "where profiles of this process can be fetched, loopback only (default nowhere)")
 	f.Var(&durationValue{&s.ShutdownTimeout, 0, time.Hour}, "shutdown-timeout", "how long running calls may take to end after SIGTERM or Ctrl-C")
 	f.Var(&choiceValue{&s.LogFormat, []string{"text", "json"}}, "log-format", "text or json")
 	f.Var(&choiceValue{&s.LogLevel, []string{"debug", "info", "warn", "error"}}, "log-level", "debug, info, warn or error")
-	f.VisitAll(func(flag *pflag.Flag) { flag.DefValue = flag.Value.String() })
-	return f
 }
 
 // defaultDataDir is where a service keeps state: /var/lib for root, else what XDG says.
@@ -118,7 +151,7 @@ func defaultDataDir(uid int, getenv func(string) string) string {
 // check looks at what no single flag can see.
 func (s *devSettings) check() error {
 	for _, l := range []struct{ flag, address string }{{"--listen", s.Listen}, {"--grpc-listen", s.GRPCListen}} {
-		if !s.AllowRemote && !s.Auth && !isLoopback(l.address) {
+		if l.address != "" && !s.AllowRemote && !s.Auth && !isLoopback(l.address) {
 			return usagef("%s %s can be reached from other machines, and doze dev lets anybody who can reach it run code here: add --auth to take only requests signed with an access key, or --allow-remote if anybody is what you want", l.flag, l.address)
 		}
 	}

@@ -101,6 +101,9 @@ type Config struct {
 	Metrics http.Handler
 	// Ready answers nil when calls can be served, else why not. nil means always.
 	Ready func() error
+	// Confirm returns when the Registry holds every change that was acknowledged before; nil when it
+	// always does. Its error should be an *Outage.
+	Confirm func(ctx context.Context) error
 	// BodyMemory bounds the bytes of large request bodies held at once; 512 MB when 0.
 	BodyMemory int64
 	// Logger is required.
@@ -152,6 +155,9 @@ func Open(config Config) (*Gateway, error) {
 	}
 	if config.BodyMemory == 0 {
 		config.BodyMemory = defaultBodyMemory
+	}
+	if config.Confirm == nil {
+		config.Confirm = func(context.Context) error { return nil }
 	}
 	if config.Ready == nil {
 		config.Ready = func() error { return nil }

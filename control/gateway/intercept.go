@@ -10,6 +10,8 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/protobuf/proto"
+
+	dozev1 "github.com/doze-run/doze/proto/doze/v1"
 )
 
 // metadataRequestID is the response header that carries the request's id over gRPC.
@@ -41,7 +43,24 @@ func (g *Gateway) unary(ctx context.Context, request any, info *grpc.UnaryServer
 	if err := g.validator.check(m); err != nil {
 		return nil, err
 	}
+	if readsState(info.FullMethod) {
+		if err := g.config.Confirm(ctx); err != nil {
+			return nil, err
+		}
+	}
 	return handler(ctx, request)
+}
+
+// readsState tells whether an operation is about functions: then it must see what was acknowledged by
+// any node. Invoke goes by what this node knows, and asks only before it says that there is no such
+// function; the platform's own operations say how this node sees things.
+func readsState(method string) bool {
+	switch method {
+	case dozev1.Lambda_Invoke_FullMethodName, dozev1.Lambda_GetStatus_FullMethodName, dozev1.Lambda_ListInstances_FullMethodName,
+		dozev1.Lambda_ListRuntimes_FullMethodName, dozev1.Lambda_GetBill_FullMethodName:
+		return false
+	}
+	return true
 }
 
 // unaryLocal serves REST: the front has made the exchange, and faults go back as they are.

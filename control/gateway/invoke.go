@@ -121,6 +121,13 @@ func (s *service) invocable(ctx context.Context, t target) (*registry.Function, 
 	if ok && v.State == registry.StateActive {
 		return f, v, nil
 	}
+	if !ok {
+		// This node may be behind.
+		if err := s.config.Confirm(ctx); err != nil {
+			return nil, nil, err
+		}
+		f, v, ok = s.config.Registry.Resolve(t.account, t.name, t.qualifier)
+	}
 	if ok && v.State == registry.StatePending {
 		f, v, ok = s.awaitActive(ctx, t, draw)
 	}

@@ -56,6 +56,9 @@ func (s *service) tail(ctx context.Context, r *dozev1.TailLogsRequest, send func
 	if err != nil {
 		return err
 	}
+	if err := s.config.Confirm(ctx); err != nil {
+		return err
+	}
 	if _, err := s.function(t); err != nil {
 		return err
 	}

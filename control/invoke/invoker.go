@@ -167,7 +167,7 @@ func (i *Invoker) Invoke(_ context.Context, call *Call) (*Answer, error) {
 		n.calls.refused(err)
 		return nil, err
 	}
-	defer release()
+	defer func() { release() }()
 	message := bus.Call{
 		ID: call.RequestID, InvokedARN: call.InvokedARN, TraceID: call.TraceID,
 		ClientContext: call.ClientContext, Tail: call.Tail, Body: call.Payload,
@@ -188,6 +188,13 @@ func (i *Invoker) Invoke(_ context.Context, call *Call) (*Answer, error) {
 		// A worker that drains gives back what it had claimed and not begun: it is asked anew.
 		if answer.Fault.Code == bus.FaultWorkerLost && !answer.Fault.Ran && time.Since(begun) < queueLimit {
 			continue
+		}
+		if answer.Fault.Left > 0 && call.Function.Reserved != nil {
+			// The worker is given up, but whether the handler has ended nobody knows: until it must have,
+			// its place is not another's.
+			end := release
+			time.AfterFunc(answer.Fault.Left, end)
+			release = func() {}
 		}
 		err := fault(call, answer.Fault)
 		n.calls.refused(err)

@@ -5,8 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"os"
 	"path/filepath"
+
+	"github.com/hashicorp/raft"
 )
 
 // Of the data folder: the file that says what it is, and the log. Snapshots are in "snapshots",
@@ -54,6 +57,28 @@ func prepareFolder(dir, node string) error {
 		return fmt.Errorf("%w: %s belongs to node %q, this is node %q", ErrNodeID, dir, m.Node, node)
 	}
 	return nil
+}
+
+// HasState tells whether a node's folder has any of the replicated state: whether it has taken part in
+// a cluster. No Node may have the folder open.
+func HasState(dir string, log *slog.Logger) (bool, error) {
+	if _, err := os.Stat(filepath.Join(dir, markFile)); errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	logger := newLogger(log)
+	store, err := openStore(filepath.Join(dir, walFolder), logger.Named("wal"))
+	if err != nil {
+		return false, err
+	}
+	snapshots, err := raft.NewFileSnapshotStoreWithLogger(dir, keepSnapshots, logger.Named("snapshot"))
+	has := false
+	if err == nil {
+		has, err = raft.HasExistingState(store, store, snapshots)
+	}
+	if err = errors.Join(err, store.Close()); err != nil {
+		return false, fmt.Errorf("quorum: look into %s: %w", dir, err)
+	}
+	return has, nil
 }
 
 func readBounded(path string) ([]byte, error) {

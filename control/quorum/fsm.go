@@ -27,6 +27,13 @@ type fsm struct {
 	index   uint64
 	halted  error
 	waiters []waiter
+	answers []kept // of the newest commands, for those who forwarded one; a ring
+}
+
+// kept is what the command at index came to.
+type kept struct {
+	index uint64
+	result
 }
 
 // waiter waits until index has been applied.
@@ -67,6 +74,9 @@ func (f *fsm) apply(l *raft.Log) result {
 		return result{err: f.halted}
 	}
 	f.index = l.Index
+	if len(f.answers) > 0 {
+		f.answers[l.Index%uint64(len(f.answers))] = kept{l.Index, result{answer: answer, err: refused}}
+	}
 	if len(f.waiters) > 0 {
 		f.wake(func(w waiter) bool { return w.index <= f.index })
 	}
@@ -115,6 +125,17 @@ func (f *fsm) applied() uint64 {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.index
+}
+
+// answer is what the command at index came to, if that is not long ago.
+func (f *fsm) answer(index uint64) (result, bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if len(f.answers) == 0 {
+		return result{}, false
+	}
+	k := f.answers[index%uint64(len(f.answers))]
+	return k.result, k.index == index
 }
 
 // capture is a point-in-time copy of the whole state: both parts at one index.

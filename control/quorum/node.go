@@ -35,9 +35,15 @@ type Config struct {
 	Advertise string
 	// Dial connects to another node's Advertise; nil is plain TCP.
 	Dial func(ctx context.Context, addr string) (net.Conn, error)
-	// Bootstrap makes this node the only voter of a new cluster, if its folder is new. Without it a
-	// new node waits until a leader adds it.
+	// Bootstrap begins a new cluster, if the folder is new, whose voters are this node and Peers. On one
+	// node of a new cluster only. Without it a new node waits until a leader comes to it.
 	Bootstrap bool
+	Peers     []Member
+	// Resolve finds another node's address by its ID, "" when it does not know; nil, or "": the
+	// address that the log has.
+	Resolve func(id string) string
+	// Forward takes to the leader what only it can do; nil: callers are told who leads.
+	Forward Forwarder
 	// Timing has defaults for what is zero.
 	Timing Timing
 	Logger *slog.Logger
@@ -93,6 +99,7 @@ type Node struct {
 	trans transport
 	store *store
 
+	forward    Forwarder
 	leadership leadership
 
 	// calls counts what runs inside raft for somebody; closing stops new ones.
@@ -118,6 +125,9 @@ func Open(cfg Config) (*Node, error) {
 	n := &Node{id: raft.ServerID(cfg.NodeID), log: cfg.Logger, closed: make(chan struct{})}
 	n.fsm = newFSM(cfg.Logger)
 	n.leadership.init()
+	if n.forward = cfg.Forward; n.forward != nil {
+		n.fsm.answers = make([]kept, keptAnswers)
+	}
 
 	if err := prepareFolder(cfg.DataDir, cfg.NodeID); err != nil {
 		return nil, err
@@ -154,8 +164,11 @@ func Open(cfg Config) (*Node, error) {
 			return fail(err)
 		}
 		if !has {
-			self := raft.Configuration{Servers: []raft.Server{{ID: n.id, Address: n.trans.LocalAddr()}}}
-			if err := raft.BootstrapCluster(conf, store, store, snapshots, n.trans, self); err != nil {
+			voters := raft.Configuration{Servers: []raft.Server{{ID: n.id, Address: n.trans.LocalAddr()}}}
+			for _, p := range cfg.Peers {
+				voters.Servers = append(voters.Servers, raft.Server{ID: raft.ServerID(p.ID), Address: raft.ServerAddress(p.Addr)})
+			}
+			if err := raft.BootstrapCluster(conf, store, store, snapshots, n.trans, voters); err != nil {
 				return fail(err)
 			}
 		}

@@ -12,7 +12,8 @@ import (
 
 // Propose applies a registry command on every node and answers what the command answered:
 // its *Function, *Version or *Policy, or its *registry.Error. When it returns without an error of
-// this package, the command is on the disks of a majority and visible in this node's Registry.
+// this package, the command is on the disks of a majority and visible in this node's Registry. A
+// node that does not lead has the leader do it, if it has a Forwarder.
 //
 // Errors: ErrNotLeader, ErrBusy, ErrClosed, ErrTooLarge (nothing happened), ErrUnknown (it may have),
 // ErrHalted. Many callers at once share writes to the disk.
@@ -58,22 +59,23 @@ func (n *Node) ProposeUsage(ctx context.Context, batches []*dozev1.UsageBatch) (
 	return applied, nil
 }
 
-// propose puts one entry into the log and waits for what the machine answers.
-func (n *Node) propose(ctx context.Context, entry []byte) (any, error) {
-	var res result
-	err := n.await(ctx, func() error {
+// applyHere puts one entry into the log, if this node leads, and waits for what the machine answers.
+func (n *Node) applyHere(ctx context.Context, entry []byte) (res result, index uint64, err error) {
+	var applied result
+	var at uint64
+	err = n.await(ctx, func() error {
 		f := n.raft.Apply(entry, patience(ctx))
 		if err := f.Error(); err != nil {
 			return err
 		}
 		// Only read when await saw this function end.
-		res = f.Response().(result)
+		applied, at = f.Response().(result), f.Index()
 		return nil
 	})
 	if err != nil {
-		return nil, err
+		return result{}, 0, err
 	}
-	return res.answer, res.err
+	return applied, at, nil
 }
 
 // patience is how long a call may wait for raft to look at it.

@@ -4,14 +4,6 @@ import (
 	"context"
 )
 
-// Read returns once this node's Registry and Ledger hold every change that was acknowledged, by any
-// node, before Read was called: what is read then is linearizable. Only the leader can say so; others
-// answer ErrNotLeader. It writes nothing to the log.
-func (n *Node) Read(ctx context.Context) error {
-	_, err := n.ReadIndex(ctx)
-	return err
-}
-
 // ReadIndex is Read for another node's sake: that node has seen all acknowledged changes when its
 // WaitApplied of this index returns.
 //

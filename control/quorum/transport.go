@@ -43,12 +43,26 @@ func newTransport(cfg Config, logger hclog.Logger) transport {
 			return d.DialContext(ctx, "tcp", addr)
 		}
 	}
-	return raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
+	config := &raft.NetworkTransportConfig{
 		Stream:  layer,
 		MaxPool: idleConnections,
 		Timeout: rpcTimeout,
 		Logger:  logger.Named("transport"),
-	})
+	}
+	if cfg.Resolve != nil {
+		config.ServerAddressProvider = resolver(cfg.Resolve)
+	}
+	return raft.NewNetworkTransportWithConfig(config)
+}
+
+// resolver is raft.ServerAddressProvider: it finds nodes whose address is another than the log's.
+type resolver func(id string) string
+
+func (r resolver) ServerAddr(id raft.ServerID) (raft.ServerAddress, error) {
+	if addr := r(string(id)); addr != "" {
+		return raft.ServerAddress(addr), nil
+	}
+	return "", errors.New("quorum: address not known") // raft takes the one that it has
 }
 
 // streamLayer is raft.StreamLayer over any listener and dialer, so that TLS is the caller's matter.

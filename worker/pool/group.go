@@ -77,8 +77,8 @@ type group struct {
 	gone       chan struct{} // closed when the last member has gone while closing
 }
 
-func newGroup(ctx context.Context, p *Pool, id bus.QueueID, spec *dozev1.FunctionSpec) (*group, error) {
-	queue, err := p.config.Conn.OpenQueue(ctx, p.config.Worker, id)
+func newGroup(ctx context.Context, p *Pool, home string, id bus.QueueID, spec *dozev1.FunctionSpec) (*group, error) {
+	queue, err := p.config.Mesh.OpenQueue(ctx, home, p.config.Worker, id)
 	if err != nil {
 		return nil, err
 	}
@@ -145,7 +145,7 @@ func (g *group) reopen() {
 	ctx, cancel := context.WithTimeout(g.pool.ctx, reopenLimit)
 	defer cancel()
 	for {
-		_, err := g.pool.config.Conn.OpenQueue(ctx, g.pool.config.Worker, g.id)
+		err := g.queue.Reopen(ctx)
 		if err == nil {
 			return
 		}
@@ -156,6 +156,26 @@ func (g *group) reopen() {
 			return
 		}
 	}
+}
+
+// move parks at another home, which has calls for this incarnation: by its own view, or because they
+// came there before the others were of another. What is parked elsewhere stays, and is served too.
+func (g *group) move(ctx context.Context, home string) error {
+	moved, err := g.queue.Move(ctx, home)
+	if err != nil || !moved {
+		return err
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.parked = 0
+	g.parkHost(time.Now())
+	for _, m := range g.members {
+		if m.parked {
+			m.parked = false
+			m.next()
+		}
+	}
+	return nil
 }
 
 // parkHost asks for more calls, unless there are enough or none can be served. While calls wait

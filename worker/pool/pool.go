@@ -86,7 +86,7 @@ type Journal interface {
 type Config struct {
 	// Worker is this worker's name on the bus.
 	Worker string
-	Conn   *bus.Conn
+	Mesh   *bus.Mesh
 	// Launcher and Journal must be safe for use by many goroutines.
 	Launcher Launcher
 	Journal  Journal
@@ -128,18 +128,19 @@ func New(config Config) *Pool {
 	return p
 }
 
-// Host takes in an incarnation: it parks a pull for it until it has been idle. It is idempotent.
-func (p *Pool) Host(ctx context.Context, spec *dozev1.FunctionSpec) error {
+// Host takes in an incarnation whose calls wait at a home: it parks a pull for it there until it has
+// been idle. It is idempotent.
+func (p *Pool) Host(ctx context.Context, home string, spec *dozev1.FunctionSpec) error {
 	id := bus.NewQueueID(spec.Account, spec.Function, spec.Version, spec.Revision)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.closed {
 		return errors.New("pool: this worker is draining")
 	}
-	if p.groups[id] != nil {
-		return nil
+	if g := p.groups[id]; g != nil {
+		return g.move(ctx, home)
 	}
-	g, err := newGroup(ctx, p, id, spec)
+	g, err := newGroup(ctx, p, home, id, spec)
 	if err != nil {
 		return err
 	}

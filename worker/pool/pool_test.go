@@ -139,10 +139,13 @@ func (f *fake) MemoryBytes() int64 { return 1 << 20 }
 func (f *fake) CPUTime() time.Duration { return 0 }
 
 func (w *world) Wake(bus.QueueID, any) {
-	if err := w.pool.Host(context.Background(), w.spec); err != nil {
+	if err := w.pool.Host(context.Background(), "t", w.spec); err != nil {
 		w.t.Log(err)
 	}
 }
+
+// present answers for the worker that it is there.
+type present struct{ bus.WorkerServer }
 
 func newWorld(t *testing.T, m *maker, idle time.Duration) *world {
 	t.Helper()
@@ -157,7 +160,7 @@ func newWorld(t *testing.T, m *maker, idle time.Duration) *world {
 	}
 	t.Cleanup(func() { _ = server.Close(context.Background()) })
 	connect := func() *bus.Conn {
-		c, err := bus.Connect(t.Context(), bus.ConnConfig{Name: "t", Server: server, Logger: log})
+		c, err := bus.ConnectHome(t.Context(), "t", bus.ConnConfig{Name: "t", Server: server, Logger: log})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -169,7 +172,13 @@ func newWorld(t *testing.T, m *maker, idle time.Duration) *world {
 		t.Fatal(err)
 	}
 	w := &world{t: t, maker: m, worker: connect(), spec: &dozev1.FunctionSpec{Account: "1", Function: "f", Version: "$LATEST", Revision: "r1", MemoryMb: 128}}
-	w.pool = New(Config{Worker: "w1", Conn: w.worker, Launcher: m, Journal: m, IdleTimeout: idle, ConcurrentStarts: 8, Logger: log})
+	mesh := bus.NewMesh("w1", w.worker, log)
+	served, err := mesh.ServeWorker(t.Context(), "w1", present{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = served.Close() })
+	w.pool = New(Config{Worker: "w1", Mesh: mesh, Launcher: m, Journal: m, IdleTimeout: idle, ConcurrentStarts: 8, Logger: log})
 	t.Cleanup(func() {
 		if err := w.pool.Close(context.Background()); err != nil {
 			t.Error(err)
@@ -178,7 +187,7 @@ func newWorld(t *testing.T, m *maker, idle time.Duration) *world {
 			t.Errorf("%d instances outlive the pool", n)
 		}
 	})
-	if w.asker, err = control.NewAsker(w, 64<<20); err != nil {
+	if w.asker, err = bus.NewMesh("t", control, log).NewAsker(w, 64<<20); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = w.asker.Close() })
