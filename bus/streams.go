@@ -190,6 +190,20 @@ func (c *Conn) EnsureStreams(ctx context.Context, config StreamsConfig) error {
 	}, nil)
 }
 
+// HaveStreams is nil when the streams that EnsureStreams makes are there.
+func (c *Conn) HaveStreams(ctx context.Context, config StreamsConfig) error {
+	names := []string{codeStream, usageStream, logStream}
+	for shard := range config.EventShards {
+		names = append(names, eventStream(shard), timerStream(shard))
+	}
+	for _, name := range names {
+		if _, err := c.js.Stream(ctx, name); err != nil {
+			return fmt.Errorf("bus: look up stream %s: %w", name, err)
+		}
+	}
+	return nil
+}
+
 // ensureEventShard makes one event stream and its timer stream.
 func (c *Conn) ensureEventShard(ctx context.Context, config StreamsConfig, shard int) error {
 	consumer := jetstream.ConsumerConfig{

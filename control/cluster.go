@@ -191,9 +191,14 @@ func (c *Control) openStreams(ctx context.Context) (err error) {
 	if len(peers) > 1 {
 		replicas = min(len(peers), cluster.replicas())
 	}
+	streams := bus.StreamsConfig{StorageBytes: c.config.StoreBytes, Replicas: replicas, EventShards: clusterShards}
 	for {
 		try, cancel := context.WithTimeout(ctx, streamsTry)
-		err := c.conn.EnsureStreams(try, bus.StreamsConfig{StorageBytes: c.config.StoreBytes, Replicas: replicas, EventShards: clusterShards})
+		// The leader makes them: several at once would only slow one another.
+		err := c.conn.HaveStreams(try, streams)
+		if node := c.quorumNow(); node != nil && node.IsLeader() {
+			err = c.conn.EnsureStreams(try, streams)
+		}
 		cancel()
 		if err == nil {
 			return c.openStores(clusterShards)

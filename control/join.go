@@ -37,6 +37,7 @@ func (c *Control) joinState(ctx context.Context, raft net.Listener) error {
 	config := quorum.Config{
 		NodeID: c.config.Cluster.Name, DataDir: raftDir(c.config), Listener: raft,
 		Advertise: advertise(c.config.Cluster.Host, raft.Addr().String()), Resolve: c.raftAddress, Forward: (*forwarder)(c),
+		Timing: quorum.Timing{Lease: 500 * time.Millisecond, Commit: 10 * time.Millisecond},
 		Logger: c.config.Logger,
 	}
 	has, err := hasState(c.config)

@@ -2,8 +2,12 @@ package control
 
 import (
 	"context"
+	"encoding/hex"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/doze-run/doze/control/gateway"
@@ -70,7 +74,7 @@ func (p *platform) Bill(ctx context.Context, account, month string) (*dozev1.Bil
 func gbSeconds(g ledger.GBSeconds) float64 { return float64(g) / (1024 * 1000) }
 
 // Status is how this node sees the platform.
-func (p *platform) Status(ctx context.Context) (*dozev1.Status, error) {
+func (p *platform) Status(ctx context.Context, stateHash bool) (*dozev1.Status, error) {
 	status := &dozev1.Status{
 		Version: p.config.Version, Ready: true, UptimeMs: time.Since(p.begun).Milliseconds(),
 		Functions: int64(p.quorum.Registry().Snapshot().Len()),
@@ -79,6 +83,15 @@ func (p *platform) Status(ctx context.Context) (*dozev1.Status, error) {
 		status.Ready, status.Problems = false, append(status.Problems, err.Error())
 	} else if outage := (*gateway.Outage)(nil); errors.As(p.storage.admit(0), &outage) {
 		status.Problems = append(status.Problems, outage.Message) // calls run, nothing else is taken
+	}
+	status.Node = (*Control)(p).Name()
+	status.Leader, _ = p.quorum.Leader()
+	status.Nodes = (*Control)(p).nodes()
+	if stateHash {
+		index, sum := p.quorum.StateHash()
+		status.StateIndex, status.StateHash = int64(index), hex.EncodeToString(sum[:])
+	} else {
+		status.StateIndex = int64(p.quorum.AppliedIndex())
 	}
 	waiting, err := p.events.Waiting(ctx)
 	if err != nil {
@@ -98,6 +111,32 @@ func (p *platform) Status(ctx context.Context) (*dozev1.Status, error) {
 		})
 	}
 	return status, nil
+}
+
+// nodes are the control nodes: the voters, and others that are there.
+func (c *Control) nodes() []*dozev1.NodeStatus {
+	byName := map[string]*dozev1.NodeStatus{}
+	node := func(name string) *dozev1.NodeStatus {
+		if byName[name] == nil {
+			byName[name] = &dozev1.NodeStatus{Name: name}
+		}
+		return byName[name]
+	}
+	if members, err := c.quorum.Members(); err == nil {
+		for _, m := range members {
+			node(m.ID).Voter = m.Voter
+		}
+	}
+	if c.members == nil {
+		n := node(aloneName)
+		n.Alive, n.Serving, n.Version, n.Api = true, true, c.config.Version, c.config.HTTP.Addr().String()
+	} else {
+		for _, m := range c.members.Controls() {
+			n := node(m.Name)
+			n.Alive, n.Serving, n.Version, n.Api = true, m.Serving, m.Version, m.Addr(m.HTTP)
+		}
+	}
+	return slices.SortedFunc(maps.Values(byName), func(a, b *dozev1.NodeStatus) int { return strings.Compare(a.Name, b.Name) })
 }
 
 // Logs reads a function's lines.

@@ -67,7 +67,7 @@ func RemoveBinary() {
 	}
 }
 
-// Dev is one running `doze dev`.
+// Dev is one running process of Doze, of `doze dev` unless it is a Member's.
 type Dev struct {
 	// HTTP and GRPC are its addresses, DataDir its folder.
 	HTTP, GRPC, DataDir string
@@ -77,6 +77,9 @@ type Dev struct {
 	t      testing.TB
 	binary string
 	by     []string // the command that executes the binary; nil for none
+	// verb is the command of doze; places, its folder and addresses, come before args.
+	verb   string
+	places []string
 	args   []string
 	env    []string // nil: as command makes it
 	// command makes the commands of the user that it runs as.
@@ -108,8 +111,8 @@ func StartDevBy(t testing.TB, by []string, flags ...string) *Dev {
 
 func startDev(t testing.TB, env, by, flags []string) *Dev {
 	t.Helper()
-	d := &Dev{t: t, binary: Binary(t), by: by, DataDir: t.TempDir(), env: append(os.Environ(), env...), command: exec.Command, KeyID: "AKIDTEST", Secret: "secret"}
-	d.args = append([]string{"--data-dir", d.DataDir}, flags...)
+	d := &Dev{t: t, binary: Binary(t), by: by, DataDir: t.TempDir(), args: flags, env: append(os.Environ(), env...), command: exec.Command, KeyID: "AKIDTEST", Secret: "secret"}
+	d.verb, d.places = "dev", []string{"--data-dir", d.DataDir, "--listen", "127.0.0.1:0", "--grpc-listen", "127.0.0.1:0"}
 	d.run()
 	return d
 }
@@ -134,8 +137,13 @@ func (d *Dev) run() {
 // Start starts the process (again) in its folder.
 func (d *Dev) Start() {
 	d.t.Helper()
-	args := append([]string{"dev", "--listen", "127.0.0.1:0", "--grpc-listen", "127.0.0.1:0"}, d.args...)
-	whole := slices.Concat(d.by, []string{d.binary}, args)
+	if err := d.start(); err != nil {
+		d.t.Fatal(err)
+	}
+}
+
+func (d *Dev) start() error {
+	whole := slices.Concat(d.by, []string{d.binary, d.verb}, d.places, d.args)
 	d.cmd = d.command(whole[0], whole[1:]...)
 	d.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	if d.env != nil {
@@ -145,10 +153,10 @@ func (d *Dev) Start() {
 	d.cmd.Stderr = d.stderr
 	stdout, err := d.cmd.StdoutPipe()
 	if err != nil {
-		d.t.Fatal(err)
+		return err
 	}
 	if err := d.cmd.Start(); err != nil {
-		d.t.Fatal(err)
+		return err
 	}
 	lines := make(chan string, 1)
 	d.exited = make(chan struct{})
@@ -164,12 +172,22 @@ func (d *Dev) Start() {
 	case line = <-lines:
 	case <-time.After(readyLimit):
 		_ = d.cmd.Process.Kill()
-		d.t.Fatalf("doze dev was not ready within %v:\n%s", readyLimit, d.stderr)
+		return fmt.Errorf("doze %s was not ready within %v:\n%s", d.verb, readyLimit, d.stderr)
 	}
-	if _, err := fmt.Sscanf(line, "doze ready http=%s grpc=%s", &d.HTTP, &d.GRPC); err != nil {
+	rest, ok := strings.CutPrefix(strings.TrimSpace(line), "doze ready")
+	if !ok {
 		<-d.exited
-		d.t.Fatalf("doze dev said %q, then: %v\n%s", line, d.err, d.stderr)
+		return fmt.Errorf("doze %s said %q, then: %w\n%s", d.verb, line, d.err, d.stderr)
 	}
+	for _, field := range strings.Fields(rest) {
+		switch name, value, _ := strings.Cut(field, "="); name {
+		case "http":
+			d.HTTP = value
+		case "grpc":
+			d.GRPC = value
+		}
+	}
+	return nil
 }
 
 // As is the same process as it is for clients that sign with another key.

@@ -25,6 +25,7 @@ type Instance struct {
 	Memory    int64  `json:"memoryBytes"`
 	Calls     int64  `json:"calls"`
 	Cold      bool   `json:"cold"`
+	Worker    string `json:"worker"`
 }
 
 // Bill is `doze bill --json`.

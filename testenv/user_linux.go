@@ -17,7 +17,7 @@ func StartDevAs(t testing.TB, u *sandboxtest.User, flags ...string) *Dev {
 func startDevAs(t testing.TB, u *sandboxtest.User, command func(string, ...string) *exec.Cmd, flags ...string) *Dev {
 	t.Helper()
 	d := &Dev{t: t, binary: u.Program(t, Binary(t)), DataDir: filepath.Join(u.Home, ".local", "state", "doze"), args: flags, command: command,
-		KeyID: "AKIDTEST", Secret: "secret"}
+		verb: "dev", places: []string{"--listen", "127.0.0.1:0", "--grpc-listen", "127.0.0.1:0"}, KeyID: "AKIDTEST", Secret: "secret"}
 	d.run()
 	return d
 }

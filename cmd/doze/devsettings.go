@@ -113,16 +113,16 @@ func (s *devSettings) addInstances(f *pflag.FlagSet) {
 	f.Var(&choiceValue{&s.Sandbox, []string{"linux", "process"}}, "sandbox", "linux (isolated), or process (no isolation at all)")
 	f.BoolVar(&s.CPUHardCap, "cpu-hard-cap", false, "cap each instance's CPU at its share (1769 MB is one) even where CPUs are idle")
 	f.BoolVar(&s.Parked, "parked", true, "keep a few sandboxes and interpreters waiting, so that sleeping functions answer sooner")
-	s.Network, s.EgressRange = "none", netip.MustParsePrefix("198.18.0.0/15")
-	f.Var(&choiceValue{&s.Network, []string{"none", "egress"}}, "network", "what functions reach that do not say themselves: none, or egress (outside, but not this machine, other instances or private networks)")
+	s.EgressRange = netip.MustParsePrefix("198.18.0.0/15")
 	f.Var(&rangesValue{&s.DenyEgress}, "deny-egress", "addresses that no function reaches, such as 203.0.113.0/24; may be repeated")
 	f.Var(&rangesValue{&s.AllowEgress}, "allow-egress", "private addresses that functions with egress reach, such as 10.1.2.3; may be repeated")
 	f.Var(&poolValue{&s.EgressRange}, "egress-range", "where instances with egress have their addresses")
 }
 
-// addEvents is what a control node is told of delivery and the bill.
+// addEvents is what a control node is told of functions, delivery and the bill.
 func (s *devSettings) addEvents(f *pflag.FlagSet) {
-	s.AsyncRetryWaits = []time.Duration{time.Minute, 2 * time.Minute}
+	s.AsyncRetryWaits, s.Network = []time.Duration{time.Minute, 2 * time.Minute}, "none"
+	f.Var(&choiceValue{&s.Network, []string{"none", "egress"}}, "network", "what functions reach that do not say themselves: none, or egress (outside, but not this machine, other instances or private networks)")
 	f.Var(&waitsValue{&s.AsyncRetryWaits}, "async-retry-waits", "waits before the second and the third attempt of an event")
 	f.StringVar(&s.PriceBook, "price-book", "", "JSON `FILE` with other prices than the default ones")
 }

@@ -90,7 +90,8 @@ func openControl(ctx context.Context, p parts) (platform, error) {
 	}
 	c, err := control.Open(ctx, control.Config{
 		DataDir: p.dir.Path(), HTTP: p.http, GRPC: p.grpc, Region: s.Region, Version: version, Prices: prices,
-		AsyncRetryWaits: s.AsyncRetryWaits, QueueBytes: s.Memory, StoreBytes: s.Storage, Logger: p.log,
+		AsyncRetryWaits: s.AsyncRetryWaits, QueueBytes: s.Memory, StoreBytes: s.Storage, Egress: s.Network == "egress",
+		Auth: s.Auth, RootKey: s.RootKey, ClusterKeyFile: s.ClusterKeyFile, Logger: p.log,
 		Cluster: &control.Cluster{
 			Name: s.Name, Host: s.host(), Gossip: s.bound(s.GossipPort), Calls: s.bound(s.CallsPort), Streams: s.bound(s.StreamsPort),
 			Routes: s.bound(s.RoutesPort), Raft: s.bound(s.RaftPort), Join: s.Join, Expect: s.BootstrapExpect,
@@ -116,6 +117,7 @@ func openWorker(ctx context.Context, p parts) (platform, error) {
 	w, err := worker.Open(ctx, worker.Config{
 		Name: s.Name, DataDir: p.dir.Path(), Sandbox: s.Sandbox, IdleTimeout: s.IdleTimeout, NoParking: !s.Parked,
 		MemoryBytes: s.Memory, Overcommit: s.MemoryOvercommit, HardCPU: s.CPUHardCap, Region: s.Region, Logger: p.log,
+		EgressRange: s.EgressRange, DenyEgress: s.DenyEgress, AllowEgress: s.AllowEgress,
 		Cluster: &worker.Cluster{Host: s.host(), Gossip: s.bound(s.GossipPort), Join: s.Join, GossipKey: s.GossipKey, Version: version},
 	})
 	if err != nil {

@@ -20,6 +20,17 @@ type platformStatus struct {
 	Instances     int64          `json:"instances"`
 	PendingEvents int64          `json:"pendingEvents"`
 	Workers       []workerStatus `json:"workers"`
+	Leader        string         `json:"leader"`
+	Nodes         []nodeStatus   `json:"nodes"`
+}
+
+type nodeStatus struct {
+	Name    string `json:"name"`
+	API     string `json:"api"`
+	Version string `json:"version"`
+	Alive   bool   `json:"alive"`
+	Serving bool   `json:"serving"`
+	Voter   bool   `json:"voter"`
 }
 
 type workerStatus struct {
@@ -86,6 +97,14 @@ func (s *platformStatus) print(w io.Writer) error {
 	if _, err := io.WriteString(w, b.String()); err != nil {
 		return err
 	}
+	if len(s.Nodes) > 1 {
+		if err := s.nodes().print(w); err != nil {
+			return err
+		}
+		if _, err := fmt.Fprintln(w); err != nil {
+			return err
+		}
+	}
 	t := newTable("WORKER", "SANDBOX", ">INSTANCES", ">MEMORY FREE", ">OF", "STATE")
 	for _, k := range s.Workers {
 		state := "takes calls"
@@ -125,6 +144,28 @@ func (s *platformStatus) missing() string {
 		}
 	}
 	return b.String()
+}
+
+// nodes are the control nodes of a cluster.
+func (s *platformStatus) nodes() *table {
+	t := newTable("CONTROL NODE", "API", "VERSION", "STATE")
+	for _, n := range s.Nodes {
+		state := "serves"
+		switch {
+		case !n.Alive:
+			state = "away"
+		case !n.Serving:
+			state = "takes no new calls"
+		}
+		if n.Name == s.Leader {
+			state += ", leads"
+		}
+		if !n.Voter {
+			state += ", no voter"
+		}
+		t.add(n.Name, n.API, n.Version, state)
+	}
+	return t
 }
 
 // parked is what waits for functions, nil when nothing does.

@@ -74,7 +74,8 @@ type Platform interface {
 	Runtimes(ctx context.Context) ([]*dozev1.Runtime, error)
 	// Bill is the statement of a month, "2024-05", in UTC.
 	Bill(ctx context.Context, account, month string) (*dozev1.Bill, error)
-	Status(ctx context.Context) (*dozev1.Status, error)
+	// Status tells the hash of the replicated state, too, if asked.
+	Status(ctx context.Context, stateHash bool) (*dozev1.Status, error)
 	// Logs hands over a function's lines in order, from since (the zero time: all that is kept) until
 	// there are no more, or, with follow, until ctx ends. An error of fn ends it.
 	Logs(ctx context.Context, account, function string, since time.Time, follow bool, fn func(*dozev1.LogRecord) error) error

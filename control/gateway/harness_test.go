@@ -281,7 +281,7 @@ func (shownPlatform) Bill(_ context.Context, account, month string) (*dozev1.Bil
 	return &dozev1.Bill{Month: month, TotalNanoUsd: 1 << 53, AlwaysOnNanoUsd: 14880000000}, nil
 }
 
-func (shownPlatform) Status(context.Context) (*dozev1.Status, error) {
+func (shownPlatform) Status(context.Context, bool) (*dozev1.Status, error) {
 	return &dozev1.Status{Version: "test", Ready: true}, nil
 }
 

@@ -37,8 +37,8 @@ func (s *service) GetBill(ctx context.Context, r *dozev1.GetBillRequest) (*dozev
 }
 
 // GetStatus implements dozev1.LambdaServer.
-func (s *service) GetStatus(ctx context.Context, _ *dozev1.GetStatusRequest) (*dozev1.Status, error) {
-	status, err := s.config.Platform.Status(ctx)
+func (s *service) GetStatus(ctx context.Context, r *dozev1.GetStatusRequest) (*dozev1.Status, error) {
+	status, err := s.config.Platform.Status(ctx, r.GetStateHash())
 	if caller := exchangeOf(ctx).caller; err == nil && caller.Role != registry.RoleRoot {
 		status.Functions = int64(s.config.Registry.Usage(caller.Account).FunctionCount)
 	}

@@ -55,6 +55,8 @@ type Timing struct {
 	// Election how long a candidate waits for votes (500 ms), Lease how long a leader goes on
 	// without hearing from a majority (250 ms).
 	Heartbeat, Election, Lease time.Duration
+	// Commit is how soon followers hear, at the latest, that what they have is committed (50 ms).
+	Commit time.Duration
 	// SnapshotThreshold is how many log entries make a snapshot worth while (8192), looked at every
 	// SnapshotInterval (30 s, up to twice that); TrailingLogs is how many entries stay behind it for
 	// followers that are a little late (8192).
@@ -66,6 +68,7 @@ func (t Timing) withDefaults() Timing {
 	t.Heartbeat = or(t.Heartbeat, 500*time.Millisecond)
 	t.Election = or(t.Election, t.Heartbeat)
 	t.Lease = or(t.Lease, t.Heartbeat/2)
+	t.Commit = or(t.Commit, 50*time.Millisecond)
 	t.SnapshotThreshold = or(t.SnapshotThreshold, 8192)
 	t.TrailingLogs = or(t.TrailingLogs, 8192)
 	t.SnapshotInterval = or(t.SnapshotInterval, 30*time.Second)
@@ -152,6 +155,7 @@ func Open(cfg Config) (*Node, error) {
 	conf.NotifyCh = notify
 	conf.NoLegacyTelemetry = true
 	conf.HeartbeatTimeout, conf.ElectionTimeout, conf.LeaderLeaseTimeout = timing.Heartbeat, timing.Election, timing.Lease
+	conf.CommitTimeout = timing.Commit
 	conf.SnapshotThreshold, conf.SnapshotInterval, conf.TrailingLogs = timing.SnapshotThreshold, timing.SnapshotInterval, timing.TrailingLogs
 	conf.MaxAppendEntries = appendEntries
 

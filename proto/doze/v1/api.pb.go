@@ -6282,7 +6282,9 @@ func (x *FunctionBill) GetAmountNanoUsd() int64 {
 }
 
 type GetStatusRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Also tell the hash of the replicated state, which costs a walk through all of it.
+	StateHash     *bool `protobuf:"varint,1,opt,name=state_hash,json=stateHash,proto3,oneof" json:"state_hash,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -6317,6 +6319,13 @@ func (*GetStatusRequest) Descriptor() ([]byte, []int) {
 	return file_doze_v1_api_proto_rawDescGZIP(), []int{97}
 }
 
+func (x *GetStatusRequest) GetStateHash() bool {
+	if x != nil && x.StateHash != nil {
+		return *x.StateHash
+	}
+	return false
+}
+
 // Status is how the platform is.
 type Status struct {
 	state   protoimpl.MessageState `protogen:"open.v1"`
@@ -6330,6 +6339,15 @@ type Status struct {
 	// Accepted events that have not come to their end.
 	PendingEvents int64           `protobuf:"varint,7,opt,name=pending_events,json=pendingEvents,proto3" json:"pending_events,omitempty"`
 	Workers       []*WorkerStatus `protobuf:"bytes,8,rep,name=workers,proto3" json:"workers,omitempty"`
+	// The control node that answers, and the one that leads as far as this one knows; empty for none.
+	Node   string `protobuf:"bytes,9,opt,name=node,proto3" json:"node,omitempty"`
+	Leader string `protobuf:"bytes,10,opt,name=leader,proto3" json:"leader,omitempty"`
+	// The control nodes, as this one sees them.
+	Nodes []*NodeStatus `protobuf:"bytes,11,rep,name=nodes,proto3" json:"nodes,omitempty"`
+	// The log index of the last command in this node's state, and, if asked for, the state's SHA-256
+	// there: at one index it is the same on every node.
+	StateIndex    int64  `protobuf:"varint,12,opt,name=state_index,json=stateIndex,proto3" json:"state_index,omitempty"`
+	StateHash     string `protobuf:"bytes,13,opt,name=state_hash,json=stateHash,proto3" json:"state_hash,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -6420,6 +6438,130 @@ func (x *Status) GetWorkers() []*WorkerStatus {
 	return nil
 }
 
+func (x *Status) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *Status) GetLeader() string {
+	if x != nil {
+		return x.Leader
+	}
+	return ""
+}
+
+func (x *Status) GetNodes() []*NodeStatus {
+	if x != nil {
+		return x.Nodes
+	}
+	return nil
+}
+
+func (x *Status) GetStateIndex() int64 {
+	if x != nil {
+		return x.StateIndex
+	}
+	return 0
+}
+
+func (x *Status) GetStateHash() string {
+	if x != nil {
+		return x.StateHash
+	}
+	return ""
+}
+
+// NodeStatus is one control node.
+type NodeStatus struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// Host and port of its API; empty when it has not been seen since this node started.
+	Api     string `protobuf:"bytes,2,opt,name=api,proto3" json:"api,omitempty"`
+	Version string `protobuf:"bytes,3,opt,name=version,proto3" json:"version,omitempty"`
+	// It is there, as far as gossip knows.
+	Alive bool `protobuf:"varint,4,opt,name=alive,proto3" json:"alive,omitempty"`
+	// It takes calls into its queues.
+	Serving bool `protobuf:"varint,5,opt,name=serving,proto3" json:"serving,omitempty"`
+	// It has a vote on the replicated state.
+	Voter         bool `protobuf:"varint,6,opt,name=voter,proto3" json:"voter,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NodeStatus) Reset() {
+	*x = NodeStatus{}
+	mi := &file_doze_v1_api_proto_msgTypes[99]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NodeStatus) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NodeStatus) ProtoMessage() {}
+
+func (x *NodeStatus) ProtoReflect() protoreflect.Message {
+	mi := &file_doze_v1_api_proto_msgTypes[99]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NodeStatus.ProtoReflect.Descriptor instead.
+func (*NodeStatus) Descriptor() ([]byte, []int) {
+	return file_doze_v1_api_proto_rawDescGZIP(), []int{99}
+}
+
+func (x *NodeStatus) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *NodeStatus) GetApi() string {
+	if x != nil {
+		return x.Api
+	}
+	return ""
+}
+
+func (x *NodeStatus) GetVersion() string {
+	if x != nil {
+		return x.Version
+	}
+	return ""
+}
+
+func (x *NodeStatus) GetAlive() bool {
+	if x != nil {
+		return x.Alive
+	}
+	return false
+}
+
+func (x *NodeStatus) GetServing() bool {
+	if x != nil {
+		return x.Serving
+	}
+	return false
+}
+
+func (x *NodeStatus) GetVoter() bool {
+	if x != nil {
+		return x.Voter
+	}
+	return false
+}
+
 // WorkerStatus is one worker as the control plane last heard from it.
 type WorkerStatus struct {
 	state            protoimpl.MessageState `protogen:"open.v1"`
@@ -6442,7 +6584,7 @@ type WorkerStatus struct {
 
 func (x *WorkerStatus) Reset() {
 	*x = WorkerStatus{}
-	mi := &file_doze_v1_api_proto_msgTypes[99]
+	mi := &file_doze_v1_api_proto_msgTypes[100]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6454,7 +6596,7 @@ func (x *WorkerStatus) String() string {
 func (*WorkerStatus) ProtoMessage() {}
 
 func (x *WorkerStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_doze_v1_api_proto_msgTypes[99]
+	mi := &file_doze_v1_api_proto_msgTypes[100]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6467,7 +6609,7 @@ func (x *WorkerStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WorkerStatus.ProtoReflect.Descriptor instead.
 func (*WorkerStatus) Descriptor() ([]byte, []int) {
-	return file_doze_v1_api_proto_rawDescGZIP(), []int{99}
+	return file_doze_v1_api_proto_rawDescGZIP(), []int{100}
 }
 
 func (x *WorkerStatus) GetId() string {
@@ -6547,7 +6689,7 @@ type TailLogsRequest struct {
 
 func (x *TailLogsRequest) Reset() {
 	*x = TailLogsRequest{}
-	mi := &file_doze_v1_api_proto_msgTypes[100]
+	mi := &file_doze_v1_api_proto_msgTypes[101]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6559,7 +6701,7 @@ func (x *TailLogsRequest) String() string {
 func (*TailLogsRequest) ProtoMessage() {}
 
 func (x *TailLogsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_doze_v1_api_proto_msgTypes[100]
+	mi := &file_doze_v1_api_proto_msgTypes[101]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6572,7 +6714,7 @@ func (x *TailLogsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TailLogsRequest.ProtoReflect.Descriptor instead.
 func (*TailLogsRequest) Descriptor() ([]byte, []int) {
-	return file_doze_v1_api_proto_rawDescGZIP(), []int{100}
+	return file_doze_v1_api_proto_rawDescGZIP(), []int{101}
 }
 
 func (x *TailLogsRequest) GetFunctionName() string {
@@ -6609,7 +6751,7 @@ type LogRecord struct {
 
 func (x *LogRecord) Reset() {
 	*x = LogRecord{}
-	mi := &file_doze_v1_api_proto_msgTypes[101]
+	mi := &file_doze_v1_api_proto_msgTypes[102]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6621,7 +6763,7 @@ func (x *LogRecord) String() string {
 func (*LogRecord) ProtoMessage() {}
 
 func (x *LogRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_doze_v1_api_proto_msgTypes[101]
+	mi := &file_doze_v1_api_proto_msgTypes[102]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6634,7 +6776,7 @@ func (x *LogRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogRecord.ProtoReflect.Descriptor instead.
 func (*LogRecord) Descriptor() ([]byte, []int) {
-	return file_doze_v1_api_proto_rawDescGZIP(), []int{101}
+	return file_doze_v1_api_proto_rawDescGZIP(), []int{102}
 }
 
 func (x *LogRecord) GetAtMs() int64 {
@@ -6670,7 +6812,7 @@ type CreateKeyRequest struct {
 
 func (x *CreateKeyRequest) Reset() {
 	*x = CreateKeyRequest{}
-	mi := &file_doze_v1_api_proto_msgTypes[102]
+	mi := &file_doze_v1_api_proto_msgTypes[103]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6682,7 +6824,7 @@ func (x *CreateKeyRequest) String() string {
 func (*CreateKeyRequest) ProtoMessage() {}
 
 func (x *CreateKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_doze_v1_api_proto_msgTypes[102]
+	mi := &file_doze_v1_api_proto_msgTypes[103]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6695,7 +6837,7 @@ func (x *CreateKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateKeyRequest.ProtoReflect.Descriptor instead.
 func (*CreateKeyRequest) Descriptor() ([]byte, []int) {
-	return file_doze_v1_api_proto_rawDescGZIP(), []int{102}
+	return file_doze_v1_api_proto_rawDescGZIP(), []int{103}
 }
 
 func (x *CreateKeyRequest) GetRole() string {
@@ -6729,7 +6871,7 @@ type ListKeysRequest struct {
 
 func (x *ListKeysRequest) Reset() {
 	*x = ListKeysRequest{}
-	mi := &file_doze_v1_api_proto_msgTypes[103]
+	mi := &file_doze_v1_api_proto_msgTypes[104]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6741,7 +6883,7 @@ func (x *ListKeysRequest) String() string {
 func (*ListKeysRequest) ProtoMessage() {}
 
 func (x *ListKeysRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_doze_v1_api_proto_msgTypes[103]
+	mi := &file_doze_v1_api_proto_msgTypes[104]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6754,7 +6896,7 @@ func (x *ListKeysRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListKeysRequest.ProtoReflect.Descriptor instead.
 func (*ListKeysRequest) Descriptor() ([]byte, []int) {
-	return file_doze_v1_api_proto_rawDescGZIP(), []int{103}
+	return file_doze_v1_api_proto_rawDescGZIP(), []int{104}
 }
 
 func (x *ListKeysRequest) GetAccount() string {
@@ -6773,7 +6915,7 @@ type ListKeysResponse struct {
 
 func (x *ListKeysResponse) Reset() {
 	*x = ListKeysResponse{}
-	mi := &file_doze_v1_api_proto_msgTypes[104]
+	mi := &file_doze_v1_api_proto_msgTypes[105]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6785,7 +6927,7 @@ func (x *ListKeysResponse) String() string {
 func (*ListKeysResponse) ProtoMessage() {}
 
 func (x *ListKeysResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_doze_v1_api_proto_msgTypes[104]
+	mi := &file_doze_v1_api_proto_msgTypes[105]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6798,7 +6940,7 @@ func (x *ListKeysResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListKeysResponse.ProtoReflect.Descriptor instead.
 func (*ListKeysResponse) Descriptor() ([]byte, []int) {
-	return file_doze_v1_api_proto_rawDescGZIP(), []int{104}
+	return file_doze_v1_api_proto_rawDescGZIP(), []int{105}
 }
 
 func (x *ListKeysResponse) GetKeys() []*AccessKey {
@@ -6817,7 +6959,7 @@ type RevokeKeyRequest struct {
 
 func (x *RevokeKeyRequest) Reset() {
 	*x = RevokeKeyRequest{}
-	mi := &file_doze_v1_api_proto_msgTypes[105]
+	mi := &file_doze_v1_api_proto_msgTypes[106]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6829,7 +6971,7 @@ func (x *RevokeKeyRequest) String() string {
 func (*RevokeKeyRequest) ProtoMessage() {}
 
 func (x *RevokeKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_doze_v1_api_proto_msgTypes[105]
+	mi := &file_doze_v1_api_proto_msgTypes[106]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6842,7 +6984,7 @@ func (x *RevokeKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeKeyRequest.ProtoReflect.Descriptor instead.
 func (*RevokeKeyRequest) Descriptor() ([]byte, []int) {
-	return file_doze_v1_api_proto_rawDescGZIP(), []int{105}
+	return file_doze_v1_api_proto_rawDescGZIP(), []int{106}
 }
 
 func (x *RevokeKeyRequest) GetAccessKeyId() string {
@@ -6860,7 +7002,7 @@ type RevokeKeyResponse struct {
 
 func (x *RevokeKeyResponse) Reset() {
 	*x = RevokeKeyResponse{}
-	mi := &file_doze_v1_api_proto_msgTypes[106]
+	mi := &file_doze_v1_api_proto_msgTypes[107]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6872,7 +7014,7 @@ func (x *RevokeKeyResponse) String() string {
 func (*RevokeKeyResponse) ProtoMessage() {}
 
 func (x *RevokeKeyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_doze_v1_api_proto_msgTypes[106]
+	mi := &file_doze_v1_api_proto_msgTypes[107]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6885,7 +7027,7 @@ func (x *RevokeKeyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeKeyResponse.ProtoReflect.Descriptor instead.
 func (*RevokeKeyResponse) Descriptor() ([]byte, []int) {
-	return file_doze_v1_api_proto_rawDescGZIP(), []int{106}
+	return file_doze_v1_api_proto_rawDescGZIP(), []int{107}
 }
 
 // AccessKey is what a client signs its requests with.
@@ -6906,7 +7048,7 @@ type AccessKey struct {
 
 func (x *AccessKey) Reset() {
 	*x = AccessKey{}
-	mi := &file_doze_v1_api_proto_msgTypes[107]
+	mi := &file_doze_v1_api_proto_msgTypes[108]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6918,7 +7060,7 @@ func (x *AccessKey) String() string {
 func (*AccessKey) ProtoMessage() {}
 
 func (x *AccessKey) ProtoReflect() protoreflect.Message {
-	mi := &file_doze_v1_api_proto_msgTypes[107]
+	mi := &file_doze_v1_api_proto_msgTypes[108]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6931,7 +7073,7 @@ func (x *AccessKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AccessKey.ProtoReflect.Descriptor instead.
 func (*AccessKey) Descriptor() ([]byte, []int) {
-	return file_doze_v1_api_proto_rawDescGZIP(), []int{107}
+	return file_doze_v1_api_proto_rawDescGZIP(), []int{108}
 }
 
 func (x *AccessKey) GetAccessKeyId() string {
@@ -7811,8 +7953,11 @@ const file_doze_v1_api_proto_rawDesc = "" +
 	"gb_seconds\x18\x04 \x01(\x01R\tgbSeconds\x12#\n" +
 	"\rfree_requests\x18\x05 \x01(\x03R\ffreeRequests\x12&\n" +
 	"\x0ffree_gb_seconds\x18\x06 \x01(\x01R\rfreeGbSeconds\x12&\n" +
-	"\x0famount_nano_usd\x18\a \x01(\x03R\ramountNanoUSD\"\x12\n" +
-	"\x10GetStatusRequest\"\x95\x02\n" +
+	"\x0famount_nano_usd\x18\a \x01(\x03R\ramountNanoUSD\"M\n" +
+	"\x10GetStatusRequest\x12*\n" +
+	"\n" +
+	"state_hash\x18\x01 \x01(\bB\x06\xa2\xb8\x19\x02 \x02H\x00R\tstateHash\x88\x01\x01B\r\n" +
+	"\v_state_hash\"\xb4\x03\n" +
 	"\x06Status\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x14\n" +
 	"\x05ready\x18\x02 \x01(\bR\x05ready\x12\"\n" +
@@ -7821,7 +7966,23 @@ const file_doze_v1_api_proto_rawDesc = "" +
 	"\tfunctions\x18\x05 \x01(\x03R\tfunctions\x12\x1c\n" +
 	"\tinstances\x18\x06 \x01(\x03R\tinstances\x12%\n" +
 	"\x0epending_events\x18\a \x01(\x03R\rpendingEvents\x127\n" +
-	"\aworkers\x18\b \x03(\v2\x15.doze.v1.WorkerStatusB\x06\xa2\xb8\x19\x02\x18\x01R\aworkers\"\xc6\x02\n" +
+	"\aworkers\x18\b \x03(\v2\x15.doze.v1.WorkerStatusB\x06\xa2\xb8\x19\x02\x18\x01R\aworkers\x12\x12\n" +
+	"\x04node\x18\t \x01(\tR\x04node\x12\x16\n" +
+	"\x06leader\x18\n" +
+	" \x01(\tR\x06leader\x121\n" +
+	"\x05nodes\x18\v \x03(\v2\x13.doze.v1.NodeStatusB\x06\xa2\xb8\x19\x02\x18\x01R\x05nodes\x12\x1f\n" +
+	"\vstate_index\x18\f \x01(\x03R\n" +
+	"stateIndex\x12\x1d\n" +
+	"\n" +
+	"state_hash\x18\r \x01(\tR\tstateHash\"\x92\x01\n" +
+	"\n" +
+	"NodeStatus\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x10\n" +
+	"\x03api\x18\x02 \x01(\tR\x03api\x12\x18\n" +
+	"\aversion\x18\x03 \x01(\tR\aversion\x12\x14\n" +
+	"\x05alive\x18\x04 \x01(\bR\x05alive\x12\x18\n" +
+	"\aserving\x18\x05 \x01(\bR\aserving\x12\x14\n" +
+	"\x05voter\x18\x06 \x01(\bR\x05voter\"\xc6\x02\n" +
 	"\fWorkerStatus\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12,\n" +
 	"\x12memory_total_bytes\x18\x02 \x01(\x03R\x10memoryTotalBytes\x12*\n" +
@@ -7926,7 +8087,7 @@ func file_doze_v1_api_proto_rawDescGZIP() []byte {
 	return file_doze_v1_api_proto_rawDescData
 }
 
-var file_doze_v1_api_proto_msgTypes = make([]protoimpl.MessageInfo, 115)
+var file_doze_v1_api_proto_msgTypes = make([]protoimpl.MessageInfo, 116)
 var file_doze_v1_api_proto_goTypes = []any{
 	(*FunctionCode)(nil),     // 0: doze.v1.FunctionCode
 	(*VpcConfig)(nil),        // 1: doze.v1.VpcConfig
@@ -8027,34 +8188,35 @@ var file_doze_v1_api_proto_goTypes = []any{
 	(*FunctionBill)(nil),                                 // 96: doze.v1.FunctionBill
 	(*GetStatusRequest)(nil),                             // 97: doze.v1.GetStatusRequest
 	(*Status)(nil),                                       // 98: doze.v1.Status
-	(*WorkerStatus)(nil),                                 // 99: doze.v1.WorkerStatus
-	(*TailLogsRequest)(nil),                              // 100: doze.v1.TailLogsRequest
-	(*LogRecord)(nil),                                    // 101: doze.v1.LogRecord
-	(*CreateKeyRequest)(nil),                             // 102: doze.v1.CreateKeyRequest
-	(*ListKeysRequest)(nil),                              // 103: doze.v1.ListKeysRequest
-	(*ListKeysResponse)(nil),                             // 104: doze.v1.ListKeysResponse
-	(*RevokeKeyRequest)(nil),                             // 105: doze.v1.RevokeKeyRequest
-	(*RevokeKeyResponse)(nil),                            // 106: doze.v1.RevokeKeyResponse
-	(*AccessKey)(nil),                                    // 107: doze.v1.AccessKey
-	nil,                                                  // 108: doze.v1.Environment.VariablesEntry
-	nil,                                                  // 109: doze.v1.CreateFunctionRequest.TagsEntry
-	nil,                                                  // 110: doze.v1.EnvironmentResponse.VariablesEntry
-	nil,                                                  // 111: doze.v1.GetFunctionResponse.TagsEntry
-	nil,                                                  // 112: doze.v1.AliasRoutingConfiguration.AdditionalVersionWeightsEntry
-	nil,                                                  // 113: doze.v1.TagResourceRequest.TagsEntry
-	nil,                                                  // 114: doze.v1.ListTagsResponse.TagsEntry
-	(*Runtime)(nil),                                      // 115: doze.v1.Runtime
-	(*ParkedStock)(nil),                                  // 116: doze.v1.ParkedStock
+	(*NodeStatus)(nil),                                   // 99: doze.v1.NodeStatus
+	(*WorkerStatus)(nil),                                 // 100: doze.v1.WorkerStatus
+	(*TailLogsRequest)(nil),                              // 101: doze.v1.TailLogsRequest
+	(*LogRecord)(nil),                                    // 102: doze.v1.LogRecord
+	(*CreateKeyRequest)(nil),                             // 103: doze.v1.CreateKeyRequest
+	(*ListKeysRequest)(nil),                              // 104: doze.v1.ListKeysRequest
+	(*ListKeysResponse)(nil),                             // 105: doze.v1.ListKeysResponse
+	(*RevokeKeyRequest)(nil),                             // 106: doze.v1.RevokeKeyRequest
+	(*RevokeKeyResponse)(nil),                            // 107: doze.v1.RevokeKeyResponse
+	(*AccessKey)(nil),                                    // 108: doze.v1.AccessKey
+	nil,                                                  // 109: doze.v1.Environment.VariablesEntry
+	nil,                                                  // 110: doze.v1.CreateFunctionRequest.TagsEntry
+	nil,                                                  // 111: doze.v1.EnvironmentResponse.VariablesEntry
+	nil,                                                  // 112: doze.v1.GetFunctionResponse.TagsEntry
+	nil,                                                  // 113: doze.v1.AliasRoutingConfiguration.AdditionalVersionWeightsEntry
+	nil,                                                  // 114: doze.v1.TagResourceRequest.TagsEntry
+	nil,                                                  // 115: doze.v1.ListTagsResponse.TagsEntry
+	(*Runtime)(nil),                                      // 116: doze.v1.Runtime
+	(*ParkedStock)(nil),                                  // 117: doze.v1.ParkedStock
 }
 var file_doze_v1_api_proto_depIdxs = []int32{
-	108, // 0: doze.v1.Environment.variables:type_name -> doze.v1.Environment.VariablesEntry
+	109, // 0: doze.v1.Environment.variables:type_name -> doze.v1.Environment.VariablesEntry
 	10,  // 1: doze.v1.CapacityProviderConfig.lambda_managed_instances_capacity_provider_config:type_name -> doze.v1.LambdaManagedInstancesCapacityProviderConfig
 	0,   // 2: doze.v1.CreateFunctionRequest.code:type_name -> doze.v1.FunctionCode
 	1,   // 3: doze.v1.CreateFunctionRequest.vpc_config:type_name -> doze.v1.VpcConfig
 	2,   // 4: doze.v1.CreateFunctionRequest.dead_letter_config:type_name -> doze.v1.DeadLetterConfig
 	3,   // 5: doze.v1.CreateFunctionRequest.environment:type_name -> doze.v1.Environment
 	4,   // 6: doze.v1.CreateFunctionRequest.tracing_config:type_name -> doze.v1.TracingConfig
-	109, // 7: doze.v1.CreateFunctionRequest.tags:type_name -> doze.v1.CreateFunctionRequest.TagsEntry
+	110, // 7: doze.v1.CreateFunctionRequest.tags:type_name -> doze.v1.CreateFunctionRequest.TagsEntry
 	5,   // 8: doze.v1.CreateFunctionRequest.file_system_configs:type_name -> doze.v1.FileSystemConfig
 	6,   // 9: doze.v1.CreateFunctionRequest.image_config:type_name -> doze.v1.ImageConfig
 	7,   // 10: doze.v1.CreateFunctionRequest.ephemeral_storage:type_name -> doze.v1.EphemeralStorage
@@ -8063,7 +8225,7 @@ var file_doze_v1_api_proto_depIdxs = []int32{
 	11,  // 13: doze.v1.CreateFunctionRequest.capacity_provider_config:type_name -> doze.v1.CapacityProviderConfig
 	12,  // 14: doze.v1.CreateFunctionRequest.durable_config:type_name -> doze.v1.DurableConfig
 	13,  // 15: doze.v1.CreateFunctionRequest.tenancy_config:type_name -> doze.v1.TenancyConfig
-	110, // 16: doze.v1.EnvironmentResponse.variables:type_name -> doze.v1.EnvironmentResponse.VariablesEntry
+	111, // 16: doze.v1.EnvironmentResponse.variables:type_name -> doze.v1.EnvironmentResponse.VariablesEntry
 	16,  // 17: doze.v1.EnvironmentResponse.error:type_name -> doze.v1.EnvironmentError
 	6,   // 18: doze.v1.ImageConfigResponse.image_config:type_name -> doze.v1.ImageConfig
 	20,  // 19: doze.v1.ImageConfigResponse.error:type_name -> doze.v1.ImageConfigError
@@ -8084,7 +8246,7 @@ var file_doze_v1_api_proto_depIdxs = []int32{
 	13,  // 34: doze.v1.FunctionConfiguration.tenancy_config:type_name -> doze.v1.TenancyConfig
 	25,  // 35: doze.v1.GetFunctionResponse.configuration:type_name -> doze.v1.FunctionConfiguration
 	27,  // 36: doze.v1.GetFunctionResponse.code:type_name -> doze.v1.FunctionCodeLocation
-	111, // 37: doze.v1.GetFunctionResponse.tags:type_name -> doze.v1.GetFunctionResponse.TagsEntry
+	112, // 37: doze.v1.GetFunctionResponse.tags:type_name -> doze.v1.GetFunctionResponse.TagsEntry
 	28,  // 38: doze.v1.GetFunctionResponse.tags_error:type_name -> doze.v1.TagsError
 	29,  // 39: doze.v1.GetFunctionResponse.concurrency:type_name -> doze.v1.Concurrency
 	25,  // 40: doze.v1.ListFunctionsResponse.functions:type_name -> doze.v1.FunctionConfiguration
@@ -8100,7 +8262,7 @@ var file_doze_v1_api_proto_depIdxs = []int32{
 	9,   // 50: doze.v1.UpdateFunctionConfigurationRequest.logging_config:type_name -> doze.v1.LoggingConfig
 	11,  // 51: doze.v1.UpdateFunctionConfigurationRequest.capacity_provider_config:type_name -> doze.v1.CapacityProviderConfig
 	12,  // 52: doze.v1.UpdateFunctionConfigurationRequest.durable_config:type_name -> doze.v1.DurableConfig
-	112, // 53: doze.v1.AliasRoutingConfiguration.additional_version_weights:type_name -> doze.v1.AliasRoutingConfiguration.AdditionalVersionWeightsEntry
+	113, // 53: doze.v1.AliasRoutingConfiguration.additional_version_weights:type_name -> doze.v1.AliasRoutingConfiguration.AdditionalVersionWeightsEntry
 	41,  // 54: doze.v1.AliasConfiguration.routing_config:type_name -> doze.v1.AliasRoutingConfiguration
 	41,  // 55: doze.v1.CreateAliasRequest.routing_config:type_name -> doze.v1.AliasRoutingConfiguration
 	42,  // 56: doze.v1.ListAliasesResponse.aliases:type_name -> doze.v1.AliasConfiguration
@@ -8112,100 +8274,101 @@ var file_doze_v1_api_proto_depIdxs = []int32{
 	52,  // 62: doze.v1.UpdateFunctionEventInvokeConfigRequest.destination_config:type_name -> doze.v1.DestinationConfig
 	53,  // 63: doze.v1.ListFunctionEventInvokeConfigsResponse.function_event_invoke_configs:type_name -> doze.v1.FunctionEventInvokeConfig
 	25,  // 64: doze.v1.ListVersionsByFunctionResponse.versions:type_name -> doze.v1.FunctionConfiguration
-	113, // 65: doze.v1.TagResourceRequest.tags:type_name -> doze.v1.TagResourceRequest.TagsEntry
-	114, // 66: doze.v1.ListTagsResponse.tags:type_name -> doze.v1.ListTagsResponse.TagsEntry
+	114, // 65: doze.v1.TagResourceRequest.tags:type_name -> doze.v1.TagResourceRequest.TagsEntry
+	115, // 66: doze.v1.ListTagsResponse.tags:type_name -> doze.v1.ListTagsResponse.TagsEntry
 	83,  // 67: doze.v1.GetAccountSettingsResponse.account_limit:type_name -> doze.v1.AccountLimit
 	84,  // 68: doze.v1.GetAccountSettingsResponse.account_usage:type_name -> doze.v1.AccountUsage
 	5,   // 69: doze.v1.FileSystemConfigList.items:type_name -> doze.v1.FileSystemConfig
 	91,  // 70: doze.v1.InstancesResponse.instances:type_name -> doze.v1.Instance
-	115, // 71: doze.v1.RuntimesResponse.runtimes:type_name -> doze.v1.Runtime
+	116, // 71: doze.v1.RuntimesResponse.runtimes:type_name -> doze.v1.Runtime
 	96,  // 72: doze.v1.Bill.functions:type_name -> doze.v1.FunctionBill
-	99,  // 73: doze.v1.Status.workers:type_name -> doze.v1.WorkerStatus
-	116, // 74: doze.v1.WorkerStatus.parked:type_name -> doze.v1.ParkedStock
-	107, // 75: doze.v1.ListKeysResponse.keys:type_name -> doze.v1.AccessKey
-	14,  // 76: doze.v1.Lambda.CreateFunction:input_type -> doze.v1.CreateFunctionRequest
-	26,  // 77: doze.v1.Lambda.GetFunction:input_type -> doze.v1.GetFunctionRequest
-	31,  // 78: doze.v1.Lambda.GetFunctionConfiguration:input_type -> doze.v1.GetFunctionConfigurationRequest
-	32,  // 79: doze.v1.Lambda.ListFunctions:input_type -> doze.v1.ListFunctionsRequest
-	34,  // 80: doze.v1.Lambda.UpdateFunctionCode:input_type -> doze.v1.UpdateFunctionCodeRequest
-	35,  // 81: doze.v1.Lambda.UpdateFunctionConfiguration:input_type -> doze.v1.UpdateFunctionConfigurationRequest
-	36,  // 82: doze.v1.Lambda.DeleteFunction:input_type -> doze.v1.DeleteFunctionRequest
-	38,  // 83: doze.v1.Lambda.Invoke:input_type -> doze.v1.InvokeRequest
-	40,  // 84: doze.v1.Lambda.PublishVersion:input_type -> doze.v1.PublishVersionRequest
-	61,  // 85: doze.v1.Lambda.ListVersionsByFunction:input_type -> doze.v1.ListVersionsByFunctionRequest
-	43,  // 86: doze.v1.Lambda.CreateAlias:input_type -> doze.v1.CreateAliasRequest
-	44,  // 87: doze.v1.Lambda.GetAlias:input_type -> doze.v1.GetAliasRequest
-	45,  // 88: doze.v1.Lambda.ListAliases:input_type -> doze.v1.ListAliasesRequest
-	47,  // 89: doze.v1.Lambda.UpdateAlias:input_type -> doze.v1.UpdateAliasRequest
-	48,  // 90: doze.v1.Lambda.DeleteAlias:input_type -> doze.v1.DeleteAliasRequest
-	54,  // 91: doze.v1.Lambda.PutFunctionEventInvokeConfig:input_type -> doze.v1.PutFunctionEventInvokeConfigRequest
-	55,  // 92: doze.v1.Lambda.UpdateFunctionEventInvokeConfig:input_type -> doze.v1.UpdateFunctionEventInvokeConfigRequest
-	56,  // 93: doze.v1.Lambda.GetFunctionEventInvokeConfig:input_type -> doze.v1.GetFunctionEventInvokeConfigRequest
-	57,  // 94: doze.v1.Lambda.DeleteFunctionEventInvokeConfig:input_type -> doze.v1.DeleteFunctionEventInvokeConfigRequest
-	59,  // 95: doze.v1.Lambda.ListFunctionEventInvokeConfigs:input_type -> doze.v1.ListFunctionEventInvokeConfigsRequest
-	63,  // 96: doze.v1.Lambda.GetFunctionCodeSigningConfig:input_type -> doze.v1.GetFunctionCodeSigningConfigRequest
-	65,  // 97: doze.v1.Lambda.PutFunctionConcurrency:input_type -> doze.v1.PutFunctionConcurrencyRequest
-	66,  // 98: doze.v1.Lambda.GetFunctionConcurrency:input_type -> doze.v1.GetFunctionConcurrencyRequest
-	68,  // 99: doze.v1.Lambda.DeleteFunctionConcurrency:input_type -> doze.v1.DeleteFunctionConcurrencyRequest
-	70,  // 100: doze.v1.Lambda.AddPermission:input_type -> doze.v1.AddPermissionRequest
-	72,  // 101: doze.v1.Lambda.GetPolicy:input_type -> doze.v1.GetPolicyRequest
-	74,  // 102: doze.v1.Lambda.RemovePermission:input_type -> doze.v1.RemovePermissionRequest
-	76,  // 103: doze.v1.Lambda.TagResource:input_type -> doze.v1.TagResourceRequest
-	78,  // 104: doze.v1.Lambda.UntagResource:input_type -> doze.v1.UntagResourceRequest
-	80,  // 105: doze.v1.Lambda.ListTags:input_type -> doze.v1.ListTagsRequest
-	82,  // 106: doze.v1.Lambda.GetAccountSettings:input_type -> doze.v1.GetAccountSettingsRequest
-	89,  // 107: doze.v1.Lambda.ListInstances:input_type -> doze.v1.InstancesRequest
-	92,  // 108: doze.v1.Lambda.ListRuntimes:input_type -> doze.v1.RuntimesRequest
-	94,  // 109: doze.v1.Lambda.GetBill:input_type -> doze.v1.GetBillRequest
-	97,  // 110: doze.v1.Lambda.GetStatus:input_type -> doze.v1.GetStatusRequest
-	102, // 111: doze.v1.Lambda.CreateKey:input_type -> doze.v1.CreateKeyRequest
-	103, // 112: doze.v1.Lambda.ListKeys:input_type -> doze.v1.ListKeysRequest
-	105, // 113: doze.v1.Lambda.RevokeKey:input_type -> doze.v1.RevokeKeyRequest
-	100, // 114: doze.v1.Lambda.TailLogs:input_type -> doze.v1.TailLogsRequest
-	25,  // 115: doze.v1.Lambda.CreateFunction:output_type -> doze.v1.FunctionConfiguration
-	30,  // 116: doze.v1.Lambda.GetFunction:output_type -> doze.v1.GetFunctionResponse
-	25,  // 117: doze.v1.Lambda.GetFunctionConfiguration:output_type -> doze.v1.FunctionConfiguration
-	33,  // 118: doze.v1.Lambda.ListFunctions:output_type -> doze.v1.ListFunctionsResponse
-	25,  // 119: doze.v1.Lambda.UpdateFunctionCode:output_type -> doze.v1.FunctionConfiguration
-	25,  // 120: doze.v1.Lambda.UpdateFunctionConfiguration:output_type -> doze.v1.FunctionConfiguration
-	37,  // 121: doze.v1.Lambda.DeleteFunction:output_type -> doze.v1.DeleteFunctionResponse
-	39,  // 122: doze.v1.Lambda.Invoke:output_type -> doze.v1.InvokeResponse
-	25,  // 123: doze.v1.Lambda.PublishVersion:output_type -> doze.v1.FunctionConfiguration
-	62,  // 124: doze.v1.Lambda.ListVersionsByFunction:output_type -> doze.v1.ListVersionsByFunctionResponse
-	42,  // 125: doze.v1.Lambda.CreateAlias:output_type -> doze.v1.AliasConfiguration
-	42,  // 126: doze.v1.Lambda.GetAlias:output_type -> doze.v1.AliasConfiguration
-	46,  // 127: doze.v1.Lambda.ListAliases:output_type -> doze.v1.ListAliasesResponse
-	42,  // 128: doze.v1.Lambda.UpdateAlias:output_type -> doze.v1.AliasConfiguration
-	49,  // 129: doze.v1.Lambda.DeleteAlias:output_type -> doze.v1.DeleteAliasResponse
-	53,  // 130: doze.v1.Lambda.PutFunctionEventInvokeConfig:output_type -> doze.v1.FunctionEventInvokeConfig
-	53,  // 131: doze.v1.Lambda.UpdateFunctionEventInvokeConfig:output_type -> doze.v1.FunctionEventInvokeConfig
-	53,  // 132: doze.v1.Lambda.GetFunctionEventInvokeConfig:output_type -> doze.v1.FunctionEventInvokeConfig
-	58,  // 133: doze.v1.Lambda.DeleteFunctionEventInvokeConfig:output_type -> doze.v1.DeleteFunctionEventInvokeConfigResponse
-	60,  // 134: doze.v1.Lambda.ListFunctionEventInvokeConfigs:output_type -> doze.v1.ListFunctionEventInvokeConfigsResponse
-	64,  // 135: doze.v1.Lambda.GetFunctionCodeSigningConfig:output_type -> doze.v1.GetFunctionCodeSigningConfigResponse
-	29,  // 136: doze.v1.Lambda.PutFunctionConcurrency:output_type -> doze.v1.Concurrency
-	67,  // 137: doze.v1.Lambda.GetFunctionConcurrency:output_type -> doze.v1.GetFunctionConcurrencyResponse
-	69,  // 138: doze.v1.Lambda.DeleteFunctionConcurrency:output_type -> doze.v1.DeleteFunctionConcurrencyResponse
-	71,  // 139: doze.v1.Lambda.AddPermission:output_type -> doze.v1.AddPermissionResponse
-	73,  // 140: doze.v1.Lambda.GetPolicy:output_type -> doze.v1.GetPolicyResponse
-	75,  // 141: doze.v1.Lambda.RemovePermission:output_type -> doze.v1.RemovePermissionResponse
-	77,  // 142: doze.v1.Lambda.TagResource:output_type -> doze.v1.TagResourceResponse
-	79,  // 143: doze.v1.Lambda.UntagResource:output_type -> doze.v1.UntagResourceResponse
-	81,  // 144: doze.v1.Lambda.ListTags:output_type -> doze.v1.ListTagsResponse
-	85,  // 145: doze.v1.Lambda.GetAccountSettings:output_type -> doze.v1.GetAccountSettingsResponse
-	90,  // 146: doze.v1.Lambda.ListInstances:output_type -> doze.v1.InstancesResponse
-	93,  // 147: doze.v1.Lambda.ListRuntimes:output_type -> doze.v1.RuntimesResponse
-	95,  // 148: doze.v1.Lambda.GetBill:output_type -> doze.v1.Bill
-	98,  // 149: doze.v1.Lambda.GetStatus:output_type -> doze.v1.Status
-	107, // 150: doze.v1.Lambda.CreateKey:output_type -> doze.v1.AccessKey
-	104, // 151: doze.v1.Lambda.ListKeys:output_type -> doze.v1.ListKeysResponse
-	106, // 152: doze.v1.Lambda.RevokeKey:output_type -> doze.v1.RevokeKeyResponse
-	101, // 153: doze.v1.Lambda.TailLogs:output_type -> doze.v1.LogRecord
-	115, // [115:154] is the sub-list for method output_type
-	76,  // [76:115] is the sub-list for method input_type
-	76,  // [76:76] is the sub-list for extension type_name
-	76,  // [76:76] is the sub-list for extension extendee
-	0,   // [0:76] is the sub-list for field type_name
+	100, // 73: doze.v1.Status.workers:type_name -> doze.v1.WorkerStatus
+	99,  // 74: doze.v1.Status.nodes:type_name -> doze.v1.NodeStatus
+	117, // 75: doze.v1.WorkerStatus.parked:type_name -> doze.v1.ParkedStock
+	108, // 76: doze.v1.ListKeysResponse.keys:type_name -> doze.v1.AccessKey
+	14,  // 77: doze.v1.Lambda.CreateFunction:input_type -> doze.v1.CreateFunctionRequest
+	26,  // 78: doze.v1.Lambda.GetFunction:input_type -> doze.v1.GetFunctionRequest
+	31,  // 79: doze.v1.Lambda.GetFunctionConfiguration:input_type -> doze.v1.GetFunctionConfigurationRequest
+	32,  // 80: doze.v1.Lambda.ListFunctions:input_type -> doze.v1.ListFunctionsRequest
+	34,  // 81: doze.v1.Lambda.UpdateFunctionCode:input_type -> doze.v1.UpdateFunctionCodeRequest
+	35,  // 82: doze.v1.Lambda.UpdateFunctionConfiguration:input_type -> doze.v1.UpdateFunctionConfigurationRequest
+	36,  // 83: doze.v1.Lambda.DeleteFunction:input_type -> doze.v1.DeleteFunctionRequest
+	38,  // 84: doze.v1.Lambda.Invoke:input_type -> doze.v1.InvokeRequest
+	40,  // 85: doze.v1.Lambda.PublishVersion:input_type -> doze.v1.PublishVersionRequest
+	61,  // 86: doze.v1.Lambda.ListVersionsByFunction:input_type -> doze.v1.ListVersionsByFunctionRequest
+	43,  // 87: doze.v1.Lambda.CreateAlias:input_type -> doze.v1.CreateAliasRequest
+	44,  // 88: doze.v1.Lambda.GetAlias:input_type -> doze.v1.GetAliasRequest
+	45,  // 89: doze.v1.Lambda.ListAliases:input_type -> doze.v1.ListAliasesRequest
+	47,  // 90: doze.v1.Lambda.UpdateAlias:input_type -> doze.v1.UpdateAliasRequest
+	48,  // 91: doze.v1.Lambda.DeleteAlias:input_type -> doze.v1.DeleteAliasRequest
+	54,  // 92: doze.v1.Lambda.PutFunctionEventInvokeConfig:input_type -> doze.v1.PutFunctionEventInvokeConfigRequest
+	55,  // 93: doze.v1.Lambda.UpdateFunctionEventInvokeConfig:input_type -> doze.v1.UpdateFunctionEventInvokeConfigRequest
+	56,  // 94: doze.v1.Lambda.GetFunctionEventInvokeConfig:input_type -> doze.v1.GetFunctionEventInvokeConfigRequest
+	57,  // 95: doze.v1.Lambda.DeleteFunctionEventInvokeConfig:input_type -> doze.v1.DeleteFunctionEventInvokeConfigRequest
+	59,  // 96: doze.v1.Lambda.ListFunctionEventInvokeConfigs:input_type -> doze.v1.ListFunctionEventInvokeConfigsRequest
+	63,  // 97: doze.v1.Lambda.GetFunctionCodeSigningConfig:input_type -> doze.v1.GetFunctionCodeSigningConfigRequest
+	65,  // 98: doze.v1.Lambda.PutFunctionConcurrency:input_type -> doze.v1.PutFunctionConcurrencyRequest
+	66,  // 99: doze.v1.Lambda.GetFunctionConcurrency:input_type -> doze.v1.GetFunctionConcurrencyRequest
+	68,  // 100: doze.v1.Lambda.DeleteFunctionConcurrency:input_type -> doze.v1.DeleteFunctionConcurrencyRequest
+	70,  // 101: doze.v1.Lambda.AddPermission:input_type -> doze.v1.AddPermissionRequest
+	72,  // 102: doze.v1.Lambda.GetPolicy:input_type -> doze.v1.GetPolicyRequest
+	74,  // 103: doze.v1.Lambda.RemovePermission:input_type -> doze.v1.RemovePermissionRequest
+	76,  // 104: doze.v1.Lambda.TagResource:input_type -> doze.v1.TagResourceRequest
+	78,  // 105: doze.v1.Lambda.UntagResource:input_type -> doze.v1.UntagResourceRequest
+	80,  // 106: doze.v1.Lambda.ListTags:input_type -> doze.v1.ListTagsRequest
+	82,  // 107: doze.v1.Lambda.GetAccountSettings:input_type -> doze.v1.GetAccountSettingsRequest
+	89,  // 108: doze.v1.Lambda.ListInstances:input_type -> doze.v1.InstancesRequest
+	92,  // 109: doze.v1.Lambda.ListRuntimes:input_type -> doze.v1.RuntimesRequest
+	94,  // 110: doze.v1.Lambda.GetBill:input_type -> doze.v1.GetBillRequest
+	97,  // 111: doze.v1.Lambda.GetStatus:input_type -> doze.v1.GetStatusRequest
+	103, // 112: doze.v1.Lambda.CreateKey:input_type -> doze.v1.CreateKeyRequest
+	104, // 113: doze.v1.Lambda.ListKeys:input_type -> doze.v1.ListKeysRequest
+	106, // 114: doze.v1.Lambda.RevokeKey:input_type -> doze.v1.RevokeKeyRequest
+	101, // 115: doze.v1.Lambda.TailLogs:input_type -> doze.v1.TailLogsRequest
+	25,  // 116: doze.v1.Lambda.CreateFunction:output_type -> doze.v1.FunctionConfiguration
+	30,  // 117: doze.v1.Lambda.GetFunction:output_type -> doze.v1.GetFunctionResponse
+	25,  // 118: doze.v1.Lambda.GetFunctionConfiguration:output_type -> doze.v1.FunctionConfiguration
+	33,  // 119: doze.v1.Lambda.ListFunctions:output_type -> doze.v1.ListFunctionsResponse
+	25,  // 120: doze.v1.Lambda.UpdateFunctionCode:output_type -> doze.v1.FunctionConfiguration
+	25,  // 121: doze.v1.Lambda.UpdateFunctionConfiguration:output_type -> doze.v1.FunctionConfiguration
+	37,  // 122: doze.v1.Lambda.DeleteFunction:output_type -> doze.v1.DeleteFunctionResponse
+	39,  // 123: doze.v1.Lambda.Invoke:output_type -> doze.v1.InvokeResponse
+	25,  // 124: doze.v1.Lambda.PublishVersion:output_type -> doze.v1.FunctionConfiguration
+	62,  // 125: doze.v1.Lambda.ListVersionsByFunction:output_type -> doze.v1.ListVersionsByFunctionResponse
+	42,  // 126: doze.v1.Lambda.CreateAlias:output_type -> doze.v1.AliasConfiguration
+	42,  // 127: doze.v1.Lambda.GetAlias:output_type -> doze.v1.AliasConfiguration
+	46,  // 128: doze.v1.Lambda.ListAliases:output_type -> doze.v1.ListAliasesResponse
+	42,  // 129: doze.v1.Lambda.UpdateAlias:output_type -> doze.v1.AliasConfiguration
+	49,  // 130: doze.v1.Lambda.DeleteAlias:output_type -> doze.v1.DeleteAliasResponse
+	53,  // 131: doze.v1.Lambda.PutFunctionEventInvokeConfig:output_type -> doze.v1.FunctionEventInvokeConfig
+	53,  // 132: doze.v1.Lambda.UpdateFunctionEventInvokeConfig:output_type -> doze.v1.FunctionEventInvokeConfig
+	53,  // 133: doze.v1.Lambda.GetFunctionEventInvokeConfig:output_type -> doze.v1.FunctionEventInvokeConfig
+	58,  // 134: doze.v1.Lambda.DeleteFunctionEventInvokeConfig:output_type -> doze.v1.DeleteFunctionEventInvokeConfigResponse
+	60,  // 135: doze.v1.Lambda.ListFunctionEventInvokeConfigs:output_type -> doze.v1.ListFunctionEventInvokeConfigsResponse
+	64,  // 136: doze.v1.Lambda.GetFunctionCodeSigningConfig:output_type -> doze.v1.GetFunctionCodeSigningConfigResponse
+	29,  // 137: doze.v1.Lambda.PutFunctionConcurrency:output_type -> doze.v1.Concurrency
+	67,  // 138: doze.v1.Lambda.GetFunctionConcurrency:output_type -> doze.v1.GetFunctionConcurrencyResponse
+	69,  // 139: doze.v1.Lambda.DeleteFunctionConcurrency:output_type -> doze.v1.DeleteFunctionConcurrencyResponse
+	71,  // 140: doze.v1.Lambda.AddPermission:output_type -> doze.v1.AddPermissionResponse
+	73,  // 141: doze.v1.Lambda.GetPolicy:output_type -> doze.v1.GetPolicyResponse
+	75,  // 142: doze.v1.Lambda.RemovePermission:output_type -> doze.v1.RemovePermissionResponse
+	77,  // 143: doze.v1.Lambda.TagResource:output_type -> doze.v1.TagResourceResponse
+	79,  // 144: doze.v1.Lambda.UntagResource:output_type -> doze.v1.UntagResourceResponse
+	81,  // 145: doze.v1.Lambda.ListTags:output_type -> doze.v1.ListTagsResponse
+	85,  // 146: doze.v1.Lambda.GetAccountSettings:output_type -> doze.v1.GetAccountSettingsResponse
+	90,  // 147: doze.v1.Lambda.ListInstances:output_type -> doze.v1.InstancesResponse
+	93,  // 148: doze.v1.Lambda.ListRuntimes:output_type -> doze.v1.RuntimesResponse
+	95,  // 149: doze.v1.Lambda.GetBill:output_type -> doze.v1.Bill
+	98,  // 150: doze.v1.Lambda.GetStatus:output_type -> doze.v1.Status
+	108, // 151: doze.v1.Lambda.CreateKey:output_type -> doze.v1.AccessKey
+	105, // 152: doze.v1.Lambda.ListKeys:output_type -> doze.v1.ListKeysResponse
+	107, // 153: doze.v1.Lambda.RevokeKey:output_type -> doze.v1.RevokeKeyResponse
+	102, // 154: doze.v1.Lambda.TailLogs:output_type -> doze.v1.LogRecord
+	116, // [116:155] is the sub-list for method output_type
+	77,  // [77:116] is the sub-list for method input_type
+	77,  // [77:77] is the sub-list for extension type_name
+	77,  // [77:77] is the sub-list for extension extendee
+	0,   // [0:77] is the sub-list for field type_name
 }
 
 func init() { file_doze_v1_api_proto_init() }
@@ -8286,18 +8449,19 @@ func file_doze_v1_api_proto_init() {
 	file_doze_v1_api_proto_msgTypes[83].OneofWrappers = []any{}
 	file_doze_v1_api_proto_msgTypes[84].OneofWrappers = []any{}
 	file_doze_v1_api_proto_msgTypes[94].OneofWrappers = []any{}
-	file_doze_v1_api_proto_msgTypes[100].OneofWrappers = []any{}
-	file_doze_v1_api_proto_msgTypes[102].OneofWrappers = []any{}
+	file_doze_v1_api_proto_msgTypes[97].OneofWrappers = []any{}
+	file_doze_v1_api_proto_msgTypes[101].OneofWrappers = []any{}
 	file_doze_v1_api_proto_msgTypes[103].OneofWrappers = []any{}
-	file_doze_v1_api_proto_msgTypes[105].OneofWrappers = []any{}
-	file_doze_v1_api_proto_msgTypes[107].OneofWrappers = []any{}
+	file_doze_v1_api_proto_msgTypes[104].OneofWrappers = []any{}
+	file_doze_v1_api_proto_msgTypes[106].OneofWrappers = []any{}
+	file_doze_v1_api_proto_msgTypes[108].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_doze_v1_api_proto_rawDesc), len(file_doze_v1_api_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   115,
+			NumMessages:   116,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -1,0 +1,222 @@
+package testenv
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"strconv"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// Cluster is control nodes and workers as real processes on the loopback, each with ports and a folder of
+// its own. A test ends, stops and starts them one by one; what runs at its end is ended in order.
+type Cluster struct {
+	Controls, Workers []*Member
+
+	t    testing.TB
+	join string // gossip address of the first control node
+}
+
+// Member is one process of a cluster. A control node's methods are those of a Dev.
+type Member struct {
+	*Dev
+	Name   string
+	Gossip string
+}
+
+// StartCluster starts a cluster and waits until every node is ready. The flags are the workers'.
+func StartCluster(t testing.TB, controls, workers int, flags ...string) *Cluster {
+	t.Helper()
+	c := &Cluster{t: t}
+	for i := range controls {
+		c.Controls = append(c.Controls, c.control(fmt.Sprintf("c%d", i+1), controls))
+	}
+	for range workers {
+		c.AddWorker(flags...)
+	}
+	t.Cleanup(c.stop)
+	c.StartAll(c.Nodes()...)
+	return c
+}
+
+// control makes a control node that is one of several; it does not start it.
+func (c *Cluster) control(name string, expect int) *Member {
+	ports := freePorts(c.t, 7)
+	gossip := "127.0.0.1:" + ports[0]
+	if c.join == "" {
+		c.join = gossip
+	}
+	dir := c.t.TempDir()
+	return &Member{Name: name, Gossip: gossip, Dev: &Dev{
+		t: c.t, binary: Binary(c.t), DataDir: dir, KeyID: "AKIDTEST", Secret: "secret", verb: "control", command: exec.Command,
+		places: []string{
+			"--data-dir", dir, "--name", name, "--join", c.join, "--gossip-port", ports[0], "--raft-port", ports[1], "--calls-port", ports[2],
+			"--streams-port", ports[3], "--routes-port", ports[4], "--listen", "127.0.0.1:" + ports[5], "--grpc-listen", "127.0.0.1:" + ports[6],
+			"--bootstrap-expect", strconv.Itoa(expect),
+		},
+	}}
+}
+
+// AddWorker adds a worker that is not started yet.
+func (c *Cluster) AddWorker(flags ...string) *Member {
+	name := fmt.Sprintf("w%d", len(c.Workers)+1)
+	dir := c.t.TempDir()
+	w := &Member{Name: name, Dev: &Dev{
+		t: c.t, binary: Binary(c.t), DataDir: dir, KeyID: "AKIDTEST", Secret: "secret", verb: "worker", command: exec.Command, args: flags,
+		places: []string{"--data-dir", dir, "--name", name, "--join", c.join, "--gossip-port", "0"},
+	}}
+	c.Workers = append(c.Workers, w)
+	return w
+}
+
+// Nodes are all of them, control nodes first.
+func (c *Cluster) Nodes() []*Member { return append(append([]*Member{}, c.Controls...), c.Workers...) }
+
+// StartAll starts nodes at once and waits until each is ready.
+func (c *Cluster) StartAll(nodes ...*Member) {
+	c.t.Helper()
+	failures := make([]error, len(nodes))
+	var group sync.WaitGroup
+	for i, n := range nodes {
+		group.Go(func() { failures[i] = n.start() })
+	}
+	group.Wait()
+	if err := errors.Join(failures...); err != nil {
+		c.t.Fatal(err)
+	}
+}
+
+// stop ends what runs, workers first: what they used is to be counted.
+func (c *Cluster) stop() {
+	for _, nodes := range [][]*Member{c.Workers, c.Controls} {
+		var group sync.WaitGroup
+		for _, n := range nodes {
+			group.Go(func() {
+				if n.cmd == nil {
+					return
+				}
+				_ = n.Signal(syscall.SIGCONT) // it may have been stopped
+				if err := n.Stop(); err != nil {
+					c.t.Errorf("%s: %v", n.Name, err)
+				}
+			})
+		}
+		group.Wait()
+	}
+	if !c.t.Failed() {
+		return
+	}
+	for _, n := range c.Nodes() {
+		c.t.Logf("last lines of %s:\n%s", n.Name, n.Stderr())
+	}
+}
+
+// Status is `doze status --json`, as one control node sees things.
+type Status struct {
+	Ready      bool
+	Node       string
+	Leader     string
+	StateIndex int64
+	StateHash  string
+	Nodes      []struct {
+		Name                  string
+		Alive, Serving, Voter bool
+	}
+	Workers []struct{ ID string }
+}
+
+// Status asks a control node.
+func (n *Member) Status(ctx context.Context) Status {
+	n.t.Helper()
+	var s Status
+	n.Get(ctx, "/doze/v1/status?stateHash=true", &s)
+	return s
+}
+
+// Leader is the control node that leads, as a living one says.
+func (c *Cluster) Leader(ctx context.Context) *Member {
+	c.t.Helper()
+	var leader *Member
+	c.Eventually(20*time.Second, "there is a leader that lives", func() bool {
+		for _, asked := range c.Controls {
+			if asked.cmd == nil {
+				continue
+			}
+			name := asked.Status(ctx).Leader
+			for _, n := range c.Controls {
+				if n.Name == name && n.cmd != nil {
+					leader = n
+					return true
+				}
+			}
+		}
+		return false
+	})
+	return leader
+}
+
+// Others are the living control nodes but for some.
+func (c *Cluster) Others(but ...*Member) (others []*Member) {
+next:
+	for _, n := range c.Controls {
+		for _, b := range but {
+			if n == b {
+				continue next
+			}
+		}
+		if n.cmd != nil {
+			others = append(others, n)
+		}
+	}
+	return others
+}
+
+// Eventually asks until the condition holds, for at most limit.
+func (c *Cluster) Eventually(limit time.Duration, what string, holds func() bool) {
+	c.t.Helper()
+	c.Controls[0].Eventually(limit, what, holds)
+}
+
+// SameState waits until the living control nodes have applied the same, and holds that it made the same
+// state of all of them.
+func (c *Cluster) SameState(ctx context.Context) {
+	c.t.Helper()
+	var seen []Status
+	c.Eventually(20*time.Second, "all control nodes have applied the same index", func() bool {
+		seen = nil
+		for _, n := range c.Others() {
+			seen = append(seen, n.Status(ctx))
+		}
+		for _, s := range seen {
+			if s.StateIndex != seen[0].StateIndex {
+				return false
+			}
+		}
+		return true
+	})
+	for _, s := range seen {
+		if s.StateHash == "" || s.StateHash != seen[0].StateHash {
+			c.t.Errorf("at index %d the state of %s is %s, that of %s is %s", s.StateIndex, s.Node, s.StateHash, seen[0].Node, seen[0].StateHash)
+		}
+	}
+}
+
+// freePorts are ports that nobody listens on now, for TCP and UDP.
+func freePorts(t testing.TB, n int) []string {
+	t.Helper()
+	var ports []string
+	for range n {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.Close()
+		_, port, _ := net.SplitHostPort(l.Addr().String())
+		ports = append(ports, port)
+	}
+	return ports
+}
