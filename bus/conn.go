@@ -56,6 +56,8 @@ type Conn struct {
 	node string
 	seed uint64      // of node, for rendezvous hashing
 	up   atomic.Bool // it is connected, as far as is known
+	// clustered: the streams behind it have several replicas, and for moments no leader.
+	clustered bool
 
 	mu    sync.Mutex
 	slots map[*Slot]struct{}
@@ -92,8 +94,9 @@ func Connect(ctx context.Context, config ConnConfig) (*Conn, error) {
 	if config.Server != nil {
 		// In process a write cannot hang on a network, and its deadline would cost a timer each.
 		options = append(options, nats.InProcessServer(config.Server), nats.FlusherTimeout(0))
-		url = ""
+		url, c.clustered = "", config.Server.config.Cluster != nil
 	} else {
+		c.clustered = config.node == ""
 		options = append(options, nats.PingInterval(pingEvery), nats.MaxPingsOutstanding(pingsOut), nats.FlusherTimeout(writeLimit))
 		if config.node != "" {
 			options = append(options, nats.ReconnectBufSize(-1), nats.RetryOnFailedConnect(true), nats.Timeout(2*pingEvery))

@@ -80,7 +80,11 @@ func (o *Objects) bind(ctx context.Context) (jetstream.Stream, error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if o.stream == nil {
-		stream, err := o.c.js.Stream(ctx, codeStream)
+		var stream jetstream.Stream
+		err := o.c.insist(ctx, func(ctx context.Context) (err error) {
+			stream, err = o.c.js.Stream(ctx, codeStream)
+			return err
+		})
 		if err != nil {
 			return nil, fmt.Errorf("bus: look up the code store: %w", err)
 		}
@@ -98,7 +102,11 @@ func checkSHA(sha string) error {
 
 // record reads the newest message on an object's name.
 func (o *Objects) record(ctx context.Context, stream jetstream.Stream, subject string) (record, error) {
-	msg, err := stream.GetLastMsgForSubject(ctx, subject)
+	var msg *jetstream.RawStreamMsg
+	err := o.c.insist(ctx, func(ctx context.Context) (err error) {
+		msg, err = stream.GetLastMsgForSubject(ctx, subject)
+		return err
+	})
 	if errors.Is(err, jetstream.ErrMsgNotFound) {
 		return record{}, nil
 	}
@@ -121,7 +129,13 @@ func (o *Objects) write(ctx context.Context, subject string, info jetstream.Obje
 	msg := nats.NewMsg(subject)
 	msg.Data = data
 	msg.Header.Set(jetstream.MsgRollup, jetstream.MsgRollupSubject)
-	ack, err := o.c.js.PublishMsg(ctx, msg, jetstream.WithExpectLastSequencePerSubject(sequence))
+	// The id lets the server know a repetition of what it has stored and could not say so.
+	msg.Header.Set(jetstream.MsgIDHeader, nuid.Next())
+	var ack *jetstream.PubAck
+	err = o.c.insist(ctx, func(ctx context.Context) (err error) {
+		ack, err = o.c.js.PublishMsg(ctx, msg, jetstream.WithExpectLastSequencePerSubject(sequence))
+		return err
+	})
 	if err != nil {
 		return 0, err
 	}
@@ -197,9 +211,15 @@ func (o *Objects) upload(ctx context.Context, stream jetstream.Stream, sha strin
 					return ErrObjectTooLarge
 				}
 				digest.Write(chunk[:n])
-				if _, err := o.c.js.Publish(ctx, chunkSubject(id), chunk[:n]); isFull(err) {
+				name := jetstream.WithMsgID(fmt.Sprintf("%s-%d", id, info.Chunks))
+				err := o.c.insist(ctx, func(ctx context.Context) error {
+					_, err := o.c.js.Publish(ctx, chunkSubject(id), chunk[:n], name)
+					return err
+				})
+				if isFull(err) {
 					return ErrObjectsFull
-				} else if err != nil {
+				}
+				if err != nil {
 					return fmt.Errorf("bus: store object: %w", err)
 				}
 				info.Chunks++

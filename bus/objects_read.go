@@ -45,7 +45,7 @@ func (o *Objects) Get(ctx context.Context, sha string) (io.ReadCloser, int64, er
 		return nil, 0, ErrObjectNotFound
 	}
 	return &objectReader{
-		ctx: ctx, stream: stream, subject: chunkSubject(found.info.NUID),
+		ctx: ctx, conn: o.c, stream: stream, subject: chunkSubject(found.info.NUID),
 		left: found.info.Chunks, sha: sha, digest: sha256.New(),
 	}, int64(found.info.Size), nil
 }
@@ -70,6 +70,7 @@ func patiently(ctx context.Context, stream jetstream.Stream, look func() (found 
 // fetching code works while the cluster's meta leader is away.
 type objectReader struct {
 	ctx     context.Context
+	conn    *Conn
 	stream  jetstream.Stream
 	subject string
 	next    uint64 // sequence from which to look for the next chunk
@@ -102,7 +103,10 @@ func (r *objectReader) fetch() error {
 	var msg *jetstream.RawStreamMsg
 	err := patiently(r.ctx, r.stream, func() (bool, error) {
 		var err error
-		msg, err = r.stream.GetMsg(r.ctx, max(r.next, 1), jetstream.WithGetMsgSubject(r.subject))
+		err = r.conn.insist(r.ctx, func(ctx context.Context) (err error) {
+			msg, err = r.stream.GetMsg(ctx, max(r.next, 1), jetstream.WithGetMsgSubject(r.subject))
+			return err
+		})
 		if errors.Is(err, jetstream.ErrMsgNotFound) {
 			return false, nil
 		}

@@ -22,6 +22,9 @@ type platform Control
 // askWorkers bounds what a list of instances waits for a worker's answer.
 const askWorkers = 2 * time.Second
 
+// countEvents bounds what the status waits for the number of events: a stream may be without a leader.
+const countEvents = time.Second
+
 // Instances asks every live worker.
 func (p *platform) Instances(ctx context.Context, account string) ([]*dozev1.Instance, error) {
 	ctx, cancel := context.WithTimeout(ctx, askWorkers)
@@ -93,7 +96,9 @@ func (p *platform) Status(ctx context.Context, stateHash bool) (*dozev1.Status, 
 	} else {
 		status.StateIndex = int64(p.quorum.AppliedIndex())
 	}
-	waiting, err := p.events.Waiting(ctx)
+	count, cancel := context.WithTimeout(ctx, countEvents)
+	waiting, err := p.events.Waiting(count)
+	cancel()
 	if err != nil {
 		status.Problems = append(status.Problems, fmt.Sprintf("events cannot be counted: %v", err))
 	}

@@ -8,7 +8,6 @@ package gossip
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"log"
 	"log/slog"
@@ -235,9 +234,11 @@ func (m *Members) Update(change func(*Node)) error {
 func (m *Members) Close() error {
 	m.stop()
 	m.running.Wait()
-	err := m.list.Leave(leaveLimit)
-	if err = errors.Join(err, m.list.Shutdown()); err != nil {
-		return fmt.Errorf("gossip: leave: %w", err)
+	if err := m.list.Leave(leaveLimit); err != nil {
+		m.log.Debug("gossip: the others will find out that this node has left", "err", err) // there may be none left
+	}
+	if err := m.list.Shutdown(); err != nil {
+		return fmt.Errorf("gossip: end: %w", err)
 	}
 	return nil
 }
