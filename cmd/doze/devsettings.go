@@ -62,7 +62,7 @@ type devSettings struct {
 	// Config is the path of the config file, "" for none.
 	Config string
 	// The rest is what a node is told of its cluster; doze dev has none.
-	nodeSettings
+	NodeSettings
 }
 
 var regionPattern = regexp.MustCompile(`^[a-z]{2}(-[a-z]+)+-[0-9]$`)

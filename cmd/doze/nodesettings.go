@@ -13,8 +13,8 @@ import (
 	"github.com/spf13/pflag"
 )
 
-// nodeSettings is what a control node or a worker was told of its cluster.
-type nodeSettings struct {
+// NodeSettings is what a control node or a worker was told of its cluster.
+type NodeSettings struct {
 	Name string
 	// Join are gossip addresses.
 	Join []string
