@@ -88,6 +88,32 @@ func (c *Cluster) StartAll(nodes ...*Member) {
 	if err := errors.Join(failures...); err != nil {
 		c.t.Fatal(err)
 	}
+	c.Eventually(readyLimit, "the control nodes that run see one another and all workers that run", c.whole)
+}
+
+// whole tells whether every living control node sees every living node.
+func (c *Cluster) whole() bool {
+	ctx, cancel := context.WithTimeout(context.Background(), readyLimit)
+	defer cancel()
+	workers := 0
+	for _, w := range c.Workers {
+		if w.cmd != nil {
+			workers++
+		}
+	}
+	for _, n := range c.Others() {
+		s := n.Status(ctx)
+		serving := 0
+		for _, other := range s.Nodes {
+			if other.Alive && other.Serving {
+				serving++
+			}
+		}
+		if serving < len(c.Others()) || len(s.Workers) < workers {
+			return false
+		}
+	}
+	return true
 }
 
 // stop ends what runs, workers first: what they used is to be counted.
