@@ -179,7 +179,7 @@ func TestLogsDoNotWait(t *testing.T) {
 	text := strings.Repeat("x", 60<<10)
 	chunk := &dozev1.LogChunk{Account: "1", Function: "f", Lines: lines(time.Now(), text)}
 	begun := time.Now()
-	const chunks = 600
+	const chunks = 3000
 	for range chunks {
 		l.PublishLogs(chunk)
 	}

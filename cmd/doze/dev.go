@@ -60,16 +60,7 @@ file (idle-timeout: 90s). A flag is stronger than a variable, a variable than th
 		for _, name := range unknown {
 			log.Warn("this variable means nothing to doze dev", "variable", name)
 		}
-		settings.RootKey = rootKeyOf(os.Getenv)
-		for _, name := range []string{rootKeyIDEnv, rootSecretEnv} {
-			_ = os.Unsetenv(name) // what this process starts has no business with it
-		}
-		switch {
-		case settings.RootKey != (control.RootKey{}) && !settings.Auth:
-			log.Warn("a root key was given and means nothing without --auth")
-		case settings.Auth && !isLoopback(settings.GRPCListen):
-			log.Warn("signatures of gRPC calls do not cover their messages: put TLS in front of it", "address", settings.GRPCListen)
-		}
+		settings.takeRootKey(log)
 		shareMachine(os.Getenv)
 		signals := make(chan os.Signal, 2)
 		signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
@@ -89,6 +80,28 @@ const (
 
 func rootKeyOf(getenv func(string) string) control.RootKey {
 	return control.RootKey{ID: getenv(rootKeyIDEnv), Secret: getenv(rootSecretEnv)}
+}
+
+// takeRootKey takes the root key from the environment.
+func (s *devSettings) takeRootKey(log *slog.Logger) {
+	s.RootKey = rootKeyOf(os.Getenv)
+	for _, name := range []string{rootKeyIDEnv, rootSecretEnv} {
+		_ = os.Unsetenv(name) // what this process starts has no business with it
+	}
+	switch {
+	case s.RootKey != (control.RootKey{}) && !s.Auth:
+		log.Warn("a root key was given and means nothing without --auth")
+	case s.Auth && !isLoopback(s.GRPCListen):
+		log.Warn("signatures of gRPC calls do not cover their messages: put TLS in front of it", "address", s.GRPCListen)
+	}
+}
+
+// showRootKey shows the root key that this start made, if it made one.
+func showRootKey(to io.Writer, key control.RootKey) {
+	if key != (control.RootKey{}) {
+		// Not through the log, which may be kept.
+		fmt.Fprintf(to, "The root access key, shown this once:\n\n  export %s=%s\n  export %s=%s\n\n", keyIDEnv, key.ID, secretEnv, key.Secret)
+	}
 }
 
 // newLogger is the process's log, as the settings want it.
@@ -116,10 +129,7 @@ func openPlatform(ctx context.Context, p parts) (_ platform, err error) {
 	if err != nil {
 		return nil, err
 	}
-	if key := d.control.NewRootKey(); key != (control.RootKey{}) {
-		// Not through the log, which may be kept.
-		fmt.Fprintf(p.stderr, "The root access key, shown this once:\n\n  export %s=%s\n  export %s=%s\n\n", keyIDEnv, key.ID, secretEnv, key.Secret)
-	}
+	showRootKey(p.stderr, d.control.NewRootKey())
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, d.Close(context.WithoutCancel(ctx)))

@@ -90,7 +90,7 @@ func TestWrongSettings(t *testing.T) {
 		file, content string
 		want          string
 	}{
-		{name: "unknown key", file: "c.yaml", content: "idle-timout: 5m\nregion: eu-west-1\n", want: `c.yaml: unknown key "idle-timout" (known are allow-remote, async-retry-waits,`},
+		{name: "unknown key", file: "c.yaml", content: "idle-timout: 5m\nregion: eu-west-1\n", want: `c.yaml: unknown key "idle-timout" (known are allow-egress, allow-remote, async-retry-waits,`},
 		{name: "unknown keys", file: "c.toml", content: "a = 2\n[b]\nc = 1\n", want: `unknown keys "a", "b"`},
 		{name: "config in config", file: "c.json", content: `{"config": "x.yaml"}`, want: `unknown key "config"`},
 		{name: "key with a dot", file: "c.json", content: `{"log-level.x": "info"}`, want: `unknown key "log-level.x"`},

@@ -73,10 +73,11 @@ func nodeCommand(cmd *cobra.Command, settings *devSettings, flags *pflag.FlagSet
 		for _, name := range unknown {
 			log.Warn("this variable means nothing to doze "+cmd.Name(), "variable", name)
 		}
+		settings.takeRootKey(log)
 		signals := make(chan os.Signal, 2)
 		signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
 		defer signal.Stop(signals)
-		l := &life{settings: settings, open: open, signals: signals, stdout: cmd.OutOrStdout(), log: log}
+		l := &life{settings: settings, open: open, signals: signals, stdout: cmd.OutOrStdout(), stderr: cmd.ErrOrStderr(), log: log}
 		return l.run(cmd.Context())
 	}
 	return cmd
@@ -101,6 +102,7 @@ func openControl(ctx context.Context, p parts) (platform, error) {
 	if err != nil {
 		return nil, err
 	}
+	showRootKey(p.stderr, c.NewRootKey())
 	return controlNode{c}, nil
 }
 

@@ -115,6 +115,8 @@ func (s *devSettings) checkNode() error {
 // checkControl looks at what no single flag of a control node can see.
 func (s *devSettings) checkControl() error {
 	switch {
+	case s.Auth && s.ClusterKeyFile == "":
+		return usagef("--auth needs --cluster-key-file, the same file on every control node, because what one seals all must open (the first node makes it; copy it to the others before they start)")
 	case s.Bootstrap && s.BootstrapExpect > 1:
 		return usagef("--bootstrap begins a cluster alone, --bootstrap-expect %d with others: choose one", s.BootstrapExpect)
 	case !s.Bootstrap && s.BootstrapExpect == 0 && len(s.Join) == 0:
