@@ -41,11 +41,16 @@ type openFunc func(ctx context.Context, p parts) (platform, error)
 // errAtOnce is how a life ends that a second signal cut short.
 var errAtOnce = errors.New("stopped at once, as a second signal asked for: running calls were cut off")
 
+// signalEcho is how long after the first signal another one counts as the same. timeout(1) and shells
+// send to the process and to its group, and nobody's second Ctrl-C comes as soon.
+const signalEcho = 200 * time.Millisecond
+
 // life runs a platform from its first file to its last.
 type life struct {
 	settings *devSettings
 	open     openFunc
-	// signals brings SIGINT and SIGTERM: the first ends the life in order, the second at once.
+	// signals brings SIGINT and SIGTERM: the first ends the life in order, the second at once, unless
+	// it is an echo of the first.
 	signals <-chan os.Signal
 	stdout  io.Writer
 	stderr  io.Writer
@@ -127,14 +132,19 @@ func (l *life) start(ctx context.Context, p parts) (platform, error) {
 		l.log.Info("stopping before it was ready", "signal", s.String())
 		cancel()
 	}
-	select {
-	case o := <-result:
-		if o.err != nil {
-			return nil, nil // the building was given up, as asked
+	asked := time.Now()
+	for {
+		select {
+		case o := <-result:
+			if o.err != nil {
+				return nil, nil // the building was given up, as asked
+			}
+			return nil, l.stop(ctx, o.platform)
+		case <-l.signals:
+			if time.Since(asked) >= signalEcho {
+				return nil, errAtOnce
+			}
 		}
-		return nil, l.stop(ctx, o.platform)
-	case <-l.signals:
-		return nil, errAtOnce
 	}
 }
 
@@ -149,17 +159,21 @@ func (l *life) stop(ctx context.Context, p platform) error {
 	// What is over the bound gets a moment to let go of what it holds.
 	late := time.NewTimer(l.settings.ShutdownTimeout + 5*time.Second)
 	defer late.Stop()
-	select {
-	case err := <-closed:
-		if errors.Is(err, context.DeadlineExceeded) {
-			return fmt.Errorf("running calls were cut off after %s: %w", l.settings.ShutdownTimeout, err)
+	for {
+		select {
+		case err := <-closed:
+			if errors.Is(err, context.DeadlineExceeded) {
+				return fmt.Errorf("running calls were cut off after %s: %w", l.settings.ShutdownTimeout, err)
+			}
+			l.log.Info("stopped", "took", time.Since(start).Round(time.Millisecond))
+			return err
+		case <-l.signals:
+			if time.Since(start) >= signalEcho {
+				return errAtOnce
+			}
+		case <-late.C:
+			return fmt.Errorf("did not stop within %s", l.settings.ShutdownTimeout)
 		}
-		l.log.Info("stopped", "took", time.Since(start).Round(time.Millisecond))
-		return err
-	case <-l.signals:
-		return errAtOnce
-	case <-late.C:
-		return fmt.Errorf("did not stop within %s", l.settings.ShutdownTimeout)
 	}
 }
 

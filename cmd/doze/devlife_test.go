@@ -14,6 +14,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"go.uber.org/goleak"
@@ -124,10 +125,34 @@ func TestSecondSignalStopsAtOnce(t *testing.T) {
 	l.ready(t)
 	l.signals <- syscall.SIGINT
 	<-l.platform.closing
+	time.Sleep(signalEcho)
 	l.signals <- syscall.SIGINT
 	if err := <-l.result; !errors.Is(err, errAtOnce) {
 		t.Fatalf("error %v", err)
 	}
+}
+
+// TestSignalSentTwiceIsOne: timeout(1) signals its child and then its group, the child with it.
+func TestSignalSentTwiceIsOne(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		signals, p := make(chan os.Signal, 2), newFakePlatform()
+		l := &life{settings: &devSettings{ShutdownTimeout: time.Minute}, signals: signals, log: slog.New(slog.DiscardHandler)}
+		signals <- syscall.SIGTERM
+		result := make(chan error, 1)
+		go func() { result <- l.stop(t.Context(), p) }()
+		synctest.Wait()
+		select {
+		case err := <-result:
+			t.Fatalf("the echo of a signal stopped it: %v", err)
+		default:
+		}
+		time.Sleep(signalEcho)
+		signals <- syscall.SIGTERM
+		if err := <-result; !errors.Is(err, errAtOnce) {
+			t.Errorf("a second signal: %v", err)
+		}
+		p.mayClose <- nil
+	})
 }
 
 func TestShutdownIsBounded(t *testing.T) {
