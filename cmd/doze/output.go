@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode"
 	"unicode/utf8"
 
 	"github.com/spf13/cobra"
@@ -44,7 +45,17 @@ func newTable(columns ...string) *table {
 	return t
 }
 
-func (t *table) add(cells ...string) { t.rows = append(t.rows, cells) }
+// add appends a row. What a cell says may be somebody else's text: characters that would move a
+// terminal's cursor or break the line are shown as Go writes them.
+func (t *table) add(cells ...string) {
+	for i, cell := range cells {
+		if strings.ContainsFunc(cell, func(r rune) bool { return !unicode.IsPrint(r) }) {
+			quoted := strconv.Quote(cell)
+			cells[i] = quoted[1 : len(quoted)-1]
+		}
+	}
+	t.rows = append(t.rows, cells)
+}
 
 func (t *table) print(w io.Writer) error {
 	widths := make([]int, len(t.right))

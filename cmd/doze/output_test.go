@@ -42,11 +42,12 @@ func TestTable(t *testing.T) {
 	table := newTable("NAME", ">N", "WHAT")
 	table.add("é", "1", "")
 	table.add("longer", "1000", "x")
+	table.add("b", "2", "\x1b[2J\r\n\xff")
 	var b strings.Builder
 	if err := table.print(&b); err != nil {
 		t.Fatal(err)
 	}
-	want := "NAME        N   WHAT\né           1\nlonger   1000   x\n"
+	want := "NAME        N   WHAT\né           1\nlonger   1000   x\nb           2   \\x1b[2J\\r\\n\\xff\n"
 	if b.String() != want {
 		t.Errorf("got\n%swant\n%s", b.String(), want)
 	}
