@@ -92,7 +92,7 @@ func Open(path string) (*Dir, error) {
 		return nil, fmt.Errorf("data folder: %w", err)
 	}
 	if err := os.MkdirAll(path, 0o700); err != nil {
-		return nil, fmt.Errorf("data folder: %w", err)
+		return nil, fmt.Errorf("data folder %s cannot be made (choose another with --data-dir): %w", path, err)
 	}
 	// Before the first file of ours is put there: a mistyped --data-dir must not leave a trace.
 	if err := refuseForeign(path); err != nil {
