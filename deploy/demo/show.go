@@ -137,11 +137,13 @@ func (s *show) invoke(ctx context.Context, e examples.Example, wantCold bool) (t
 	rest := elapsed
 	for _, step := range []struct{ name, what string }{
 		{"queue", "finding or making room for it"},
+		{"claim", "taking a waiting sandbox, or making one"},
+		{"mount", "fetching the code and putting it in"},
 		{"init", "starting the instance and its runtime"},
 		{"handler", "the function's own work"},
 	} {
 		took := time.Duration(got.TimingUs[step.name]) * time.Microsecond
-		if took == 0 && step.name == "init" && !wantCold {
+		if !wantCold && step.name != "queue" && step.name != "handler" {
 			continue
 		}
 		rest -= took
