@@ -28,9 +28,10 @@ type demand struct {
 const (
 	// perCore instances are let be where the CPU is the limit and what a call takes of it is not known.
 	perCore = 4
-	// patience is how long calls may have to wait for the ones in front of them, if none took longer than it
-	// has to, before instances are started that only take CPU from one another: slower is better than refused.
-	patience = time.Second
+	// patience is how long the calls held here may have to wait for the ones in front of them, if none took
+	// longer than it has to, before instances are started that only take CPU from one another: slower is
+	// better than refused. It is short, because more may wait in the queue than are held.
+	patience = 200 * time.Millisecond
 )
 
 // starts decides how many more instances to start.
