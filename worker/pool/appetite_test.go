@@ -12,8 +12,8 @@ func TestUseful(t *testing.T) {
 		calm, cpu time.Duration
 		want      int
 	}{
-		{"computes all the time: a few for each core", 10 * ms, 10 * ms, 4},
-		{"computes half of the time", 10 * ms, 5 * ms, 7},
+		{"computes all the time: a few for each core", 10 * ms, 10 * ms, 8},
+		{"computes a fifth of the time", 10 * ms, 2 * ms, 16},
 		{"waits for others", 100 * ms, ms / 2, 601},
 		{"uses next to nothing", 100 * ms, 0, 30_001},
 	} {
@@ -38,8 +38,8 @@ func TestUsefulInACrowd(t *testing.T) {
 	for _, d := range []time.Duration{9, 2, 30} {
 		a.served(d*time.Millisecond, 64)
 	}
-	a.ate(time.Millisecond, 1)
-	if got := a.useful(); got != 7 {
-		t.Errorf("%d useful, want what the shortest call tells, 7", got)
+	a.ate(200*time.Microsecond, 1)
+	if got := a.useful(); got != 31 {
+		t.Errorf("%d useful, want what the shortest call tells, 31", got)
 	}
 }

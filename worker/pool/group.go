@@ -305,7 +305,7 @@ func (g *group) schedule() {
 func (g *group) demand() demand {
 	d := demand{
 		held: len(g.held), served: g.served.count, service: g.served.value, start: g.start,
-		waited: g.waited, takes: g.appetite.takes(), useful: g.appetite.useful(), cores: g.pool.load.cores, limit: int(g.spec.GetReservedConcurrency()),
+		waited: g.waited, useful: g.appetite.useful(), cores: g.pool.load.cores, limit: int(g.spec.GetReservedConcurrency()),
 	}
 	d.start = max(d.start, leastStart)
 	if d.useful == 0 {

@@ -14,8 +14,6 @@ type demand struct {
 	service, start time.Duration
 	// waited is the sum of the held calls' waiting since the last start.
 	waited time.Duration
-	// takes is how long a call takes that does not wait for others.
-	takes time.Duration
 	// useful is how many instances the CPU can keep going, 0 when that is not known. Then cpuFree says
 	// that the machine has CPU to spare, and cores how many it has.
 	useful  int
@@ -25,14 +23,8 @@ type demand struct {
 	limit int
 }
 
-const (
-	// perCore instances are let be where the CPU is the limit and what a call takes of it is not known.
-	perCore = 4
-	// patience is how long the calls held here may have to wait for the ones in front of them, if none took
-	// longer than it has to, before instances are started that only take CPU from one another: slower is
-	// better than refused. It is short, because more may wait in the queue than are held.
-	patience = 200 * time.Millisecond
-)
+// perCore instances are let be in any case: they keep a core busy while some are between two events.
+const perCore = 4
 
 // starts decides how many more instances to start.
 //
@@ -71,20 +63,16 @@ const crowd = 2
 
 // crowded says that an instance that comes free had better end.
 func (g *group) crowded() bool {
-	if len(g.members) <= crowd*2*g.pool.load.cores { // the least that crowds any machine
+	if len(g.members) <= crowd*perCore*g.pool.load.cores { // the least that crowds any machine
 		return false
 	}
 	d := g.demand()
-	most := d.most()
-	return d.useful > 0 && most > 0 && d.ready+d.starting > crowd*most
+	return d.useful > 0 && d.ready+d.starting > crowd*d.useful
 }
 
 // most is how many instances the CPU has a use for; 0 when it is not the limit.
 func (d demand) most() int {
-	instances := max(d.ready+d.starting, 1)
 	switch {
-	case d.takes*time.Duration(d.held)/time.Duration(instances) > patience:
-		return 0
 	case d.useful > 0:
 		return d.useful
 	case d.cpuFree:

@@ -26,8 +26,6 @@ func TestStarts(t *testing.T) {
 		{"no CPU to spare, few for the cores", demand{held: 10, ready: 7, served: 1, service: ms / 10, start: 40 * ms, waited: time.Second, cores: 2}, 1},
 		{"a handler that waits for others, on a busy machine", demand{held: 56, ready: 8, served: 1, service: 100 * ms, start: 20 * ms, useful: 600, cores: 2}, 56},
 		{"one that computes, on an idle machine", demand{held: 56, ready: 3, served: 1, service: 10 * ms, start: 20 * ms, useful: 4, cpuFree: true, cores: 2}, 1},
-		{"one that computes for so long that calls would be refused", demand{held: 56, ready: 4, served: 1, service: time.Second, takes: time.Second, start: 20 * ms, useful: 4, cores: 2}, 56},
-		{"one that only takes so long because there are so many", demand{held: 56, ready: 4, served: 1, service: time.Second, takes: ms, start: 20 * ms, useful: 4, cores: 2}, 0},
 		{"with history and no instance", demand{held: 5, served: 9, service: ms, start: 40 * ms, cores: 2}, 1},
 		{"capped", demand{held: 50, ready: 3, limit: 5}, 2},
 		{"at the cap", demand{held: 50, ready: 5, limit: 5}, 0},
