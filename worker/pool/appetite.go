@@ -56,7 +56,7 @@ func (a *appetite) ate(cpu time.Duration, calls int) {
 // useful is how many instances the machine can keep going, at least perCore a core; 0 while that is not
 // known.
 func (a *appetite) useful() int {
-	if a.cpu.count == 0 {
+	if a.cpu.count == 0 || a.takes() == 0 {
 		return 0
 	}
 	atOnce := float64(a.cores) * float64(a.takes()) / float64(max(a.cpu.value, leastCPU))

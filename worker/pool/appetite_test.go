@@ -21,12 +21,14 @@ func TestUseful(t *testing.T) {
 		if got := a.useful(); got != 0 {
 			t.Errorf("%s: %d useful while nothing is known", test.name, got)
 		}
+		if a.ate(10*test.cpu, 10); a.useful() != 0 {
+			t.Errorf("%s: %d useful while it is not known how long calls take", test.name, a.useful())
+		}
 		for range enoughCalm {
 			a.served(test.calm/2, 3) // with more calls than cores its time says nothing
 			a.served(test.calm, 2)
 			a.served(50*test.calm, 3)
 		}
-		a.ate(10*test.cpu, 10)
 		if got := a.useful(); got != test.want {
 			t.Errorf("%s: %d useful, want %d", test.name, got, test.want)
 		}

@@ -42,6 +42,7 @@ func TestNoEgress(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.egress, s.noEgress = nil, errors.New("egress: no nf_tables")
+	s.lacks = s.missing()
 	if missing := strings.Join(s.Missing(), "\n"); !strings.Contains(missing, "no network egress") || !strings.Contains(missing, "no nf_tables") {
 		t.Errorf("missing: %q", missing)
 	}
