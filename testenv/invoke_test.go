@@ -108,7 +108,7 @@ func tailOf(t *testing.T, out *lambda.InvokeOutput) string {
 // and all are answered.
 func TestScaleOutFollowsTheCalls(t *testing.T) {
 	ctx := t.Context()
-	d := StartDev(t, "--idle-timeout", "1s")
+	d := StartDev(t, "--idle-timeout", "8s") // none ends before the last has started
 	d.Create(ctx, "slow", d.Runtime(ctx, "python"), Python(t, `
 import time
 def handler(event, context):
@@ -131,7 +131,7 @@ def handler(event, context):
 	if n := len(d.Instances(ctx, "slow")); n < 50 || n > 55 {
 		t.Errorf("50 calls made %d instances", n)
 	}
-	d.Eventually(20*time.Second, "asleep again", func() bool { return len(d.Instances(ctx, "slow")) == 0 })
+	d.Eventually(30*time.Second, "asleep again", func() bool { return len(d.Instances(ctx, "slow")) == 0 })
 }
 
 // Each fault of a function gets AWS's payload, its line in the log, its record in the bill, and a
