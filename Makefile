@@ -35,12 +35,12 @@ test: ## everything that must pass (needs gcc for -race, python3, node and npm f
 
 # The sandbox's tests on a kernel of its own, with cgroups in every arrangement that this machine may not have (testenv/guest).
 # On v2 all but the half of the parked ones that differs in nothing that a kernel sees, and what looks at every file, which an
-# emulated processor takes for ever for, and networks, where nothing depends on cgroups; where the version or the place of the worker
+# emulated processor takes for ever for, networks and ordinary users, where nothing depends on cgroups; where the version or the place of the worker
 # differs, what depends on that. Nothing may skip. It takes some twenty minutes.
 ALL_TESTS    := ^Test[^P]|TestPredecessor|TestParks|TestParkedBehaviour/waiting|TestParkedWalls/waiting
 SLOW_WALLS   := ^(look.around|ordinary.programs)$$
 SLOW_NAMES   := memory.of.all.kinds/names
-SLOW_TESTS   := TestTenThousand|Egress|TestWalls/$(SLOW_WALLS)|TestWalls/$(SLOW_NAMES)|TestParkedWalls/.*/$(SLOW_WALLS)|TestParkedWalls/.*/$(SLOW_NAMES)
+SLOW_TESTS   := TestTenThousand|Egress|TestUnprivileged|TestUserLacks|TestWalls/$(SLOW_WALLS)|TestWalls/$(SLOW_NAMES)|TestParkedWalls/.*/$(SLOW_WALLS)|TestParkedWalls/.*/$(SLOW_NAMES)
 CGROUP_TESTS := TestPredecessor|TestLimitsReachKernel|TestSweepFrozen|TestBehaviour/^(freeze|memory)$$|TestWalls/^(processes|memory|fork.bomb|cpu|nothing.left)$$
 in-guest = bin/guest -cgroups $(1) -timeout 30m bash -o pipefail -c 'cd $(2) && $(CURDIR)/bin/tests/$(notdir $(2)).test -test.v -test.timeout 29m -test.run "$(3)" -test.skip "$(SLOW_TESTS)" | awk "{print} /--- SKIP/ {skipped = 1} END {exit skipped}"'
 .PHONY: cgroup2-test

@@ -155,7 +155,7 @@ except (OSError, MemoryError) as e: print("refused", e, flush=True)
 				t.Fatalf("the script failed:\n%s", out)
 			}
 			// A packet that has come is charged to the group it is for even when that is at its limit.
-			if peak > limit<<20+limit<<20/16 {
+			if peak > limit<<20+limit<<20/8 {
 				t.Errorf("it used %d bytes, its limit is %d", peak, limit<<20)
 			}
 			if got > limit*5/4 {
