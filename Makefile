@@ -57,6 +57,10 @@ cgroup2-test: ## the sandbox's tests on cgroup v2 and v1, on Debian's kernel in 
 container-test: build ## the sandbox's suite and a platform in a worker's container (needs a Docker daemon; BASE=IMAGE)
 	BASE='$(BASE)' deploy/container-test
 
+.PHONY: compose-test
+compose-test: build ## six containers: a cluster that is used, and killed in part (needs a Docker daemon, docker-compose, aws; BASE=IMAGE)
+	BASE='$(BASE)' deploy/compose-test
+
 .PHONY: images
 images: build ## the images doze-control and doze-worker (needs a Docker daemon; BASE=IMAGE, by default debian:bookworm-slim)
 	docker build --network host -f deploy/Dockerfile $(if $(BASE),--build-arg BASE='$(BASE)') --target control -t doze-control .
