@@ -18,12 +18,23 @@ func readmeCommands(t *testing.T, title string) string {
 	}
 	_, section, found := strings.Cut(string(raw), "\n## "+title+"\n")
 	section, _, _ = strings.Cut(section, "\n## ")
-	_, block, shell := strings.Cut(section, "```sh\n")
-	block, _, closed := strings.Cut(block, "```")
-	if !found || !shell || !closed {
-		t.Fatalf("the README has no section %q with a block of shell commands", title)
+	var commands strings.Builder
+	for {
+		_, rest, shell := strings.Cut(section, "```sh\n")
+		if !shell {
+			break
+		}
+		block, after, closed := strings.Cut(rest, "```")
+		if !closed {
+			t.Fatalf("the README's section %q has a block of shell commands without an end", title)
+		}
+		commands.WriteString(block)
+		section = after
 	}
-	return block
+	if !found || commands.Len() == 0 {
+		t.Fatalf("the README has no section %q with shell commands", title)
+	}
+	return commands.String()
 }
 
 // knowsEndpointVariable tells from `aws --version` whether it heeds AWS_ENDPOINT_URL: since 1.29 and
