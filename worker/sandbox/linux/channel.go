@@ -76,16 +76,15 @@ func (c *channel) receive() (report stage.Report, fds []int, err error) {
 	err = c.raw.Read(func(fd uintptr) bool {
 		for {
 			n, oobn, _, _, got = unix.Recvmsg(int(fd), c.buf[:], c.oob, unix.MSG_CMSG_CLOEXEC)
-			if got != unix.EINTR {
+			// The kernel says once that the other side ended before it read all that was sent to it, ahead of what
+			// that side has reported.
+			if got != unix.EINTR && got != unix.ECONNRESET {
 				return got != unix.EAGAIN
 			}
 		}
 	})
 	if err == nil {
 		err = got
-	}
-	if errors.Is(err, unix.ECONNRESET) { // the other side ended before it read what was sent
-		err = io.EOF
 	}
 	if err != nil {
 		return report, nil, err
