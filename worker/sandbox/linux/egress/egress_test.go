@@ -211,7 +211,7 @@ func openTest(t *testing.T, tag string) *Network {
 // ofTag is all that the host has of a worker's network.
 func ofTag(t *testing.T, tag string) (list []string) {
 	t.Helper()
-	links, err := netlink.LinkList()
+	links, err := whole(netlink.LinkList)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -133,7 +133,7 @@ func (n *Network) sweep() error {
 	if err := removeTable(n.config.Tag); err != nil {
 		return fmt.Errorf("nf_tables: %w", err)
 	}
-	links, err := netlink.LinkList()
+	links, err := whole(netlink.LinkList)
 	if err != nil {
 		return fmt.Errorf("links: %w", err)
 	}
@@ -250,13 +250,27 @@ func (n *Network) takeBlock() error {
 	return fmt.Errorf("every part of %s is in use on this machine: set another range with --egress-range", n.config.Range)
 }
 
+// whole lists until nothing changed meanwhile, as other programs may do at any time: the kernel then says that
+// something may be missing.
+func whole[T any](list func() ([]T, error)) (all []T, err error) {
+	const tries = 100
+	for range tries {
+		if all, err = list(); !errors.Is(err, netlink.ErrDumpInterrupted) {
+			break
+		}
+	}
+	return all, err
+}
+
 // taken are the IPv4 networks that this host is in or has a route to.
 func (n *Network) taken() (list []netip.Prefix, err error) {
-	addrs, err := n.routes.AddrList(nil, netlink.FAMILY_V4)
+	addrs, err := whole(func() ([]netlink.Addr, error) { return n.routes.AddrList(nil, netlink.FAMILY_V4) })
 	if err != nil {
 		return nil, fmt.Errorf("addresses: %w", err)
 	}
-	routes, err := n.routes.RouteListFiltered(netlink.FAMILY_V4, &netlink.Route{Table: unix.RT_TABLE_UNSPEC}, netlink.RT_FILTER_TABLE)
+	routes, err := whole(func() ([]netlink.Route, error) {
+		return n.routes.RouteListFiltered(netlink.FAMILY_V4, &netlink.Route{Table: unix.RT_TABLE_UNSPEC}, netlink.RT_FILTER_TABLE)
+	})
 	if err != nil {
 		return nil, fmt.Errorf("routes: %w", err)
 	}
