@@ -48,7 +48,8 @@ func newSettler(node *quorum.Node, objects *bus.Objects, workers retirer, known 
 	return &settler{node: node, objects: objects, workers: workers, known: known, log: log, due: make(chan *registry.Function, settleQueue)}
 }
 
-// Propose implements gateway.Proposer.
+// Propose implements gateway.Proposer. What takes something away from callers has been taken away, when it
+// returns, by way of every control node that can be reached.
 func (s *settler) Propose(ctx context.Context, command registry.Command) (any, error) {
 	answer, err := s.node.Propose(ctx, command)
 	if err != nil {
@@ -58,9 +59,15 @@ func (s *settler) Propose(ctx context.Context, command registry.Command) (any, e
 	switch c := command.(type) {
 	case *registry.DeleteFunction:
 		s.retire(c.Account, c.Name, c.Version, "")
+		s.known(ctx)
 		return answer, nil
 	case registry.DeleteFunction:
 		s.retire(c.Account, c.Name, c.Version, "")
+		s.known(ctx)
+		return answer, nil
+	case registry.DeleteAccessKey, registry.PutConcurrency, registry.RemovePermission, registry.UpdateAlias, registry.DeleteAlias,
+		*registry.DeleteAccessKey, *registry.PutConcurrency, *registry.RemovePermission, *registry.UpdateAlias, *registry.DeleteAlias:
+		s.known(ctx)
 		return answer, nil
 	case *registry.CreateFunction:
 		account, name = c.Account, c.Name
