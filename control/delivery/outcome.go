@@ -66,22 +66,14 @@ func (s LogSink) Record(_ context.Context, o *Outcome) error {
 		"accepted_at_ms", o.Event.AcceptedAtMs,
 	}
 	if o.FunctionError != "" {
-		args = append(args, "function_error", o.FunctionError, "response", excerpt(o.Payload))
+		// Not the response: it is the owner's, and this log the operator's.
+		args = append(args, "function_error", o.FunctionError, "response_bytes", len(o.Payload))
 	}
 	if o.Err != nil {
 		args = append(args, "err", o.Err)
 	}
 	s.Logger.Warn("asynchronous event dropped", args...)
 	return nil
-}
-
-// excerpt keeps a log line short.
-func excerpt(payload []byte) string {
-	const most = 512
-	if len(payload) > most {
-		return string(payload[:most]) + "..."
-	}
-	return string(payload)
 }
 
 func idText(id []byte) string {

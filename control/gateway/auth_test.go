@@ -307,6 +307,9 @@ func TestKeyOperations(t *testing.T) {
 			t.Errorf("an admin revokes %s: %s %s", not, answer.Status, body)
 		}
 	}
+	if answer, body := l.signed(root, now, serviceLambda, "DELETE", "/doze/v1/keys/"+root.id, "", nil); answer.StatusCode != 409 || !strings.Contains(body, "the last one with the role root") {
+		t.Errorf("revoke the last root key: %s %s", answer.Status, body)
+	}
 	if answer, body := l.signed(admin, now, serviceLambda, "DELETE", "/doze/v1/keys/"+id, "", nil); answer.StatusCode != 204 {
 		t.Errorf("revoke: %s %s", answer.Status, body)
 	}

@@ -75,6 +75,9 @@ func (s *service) RevokeKey(ctx context.Context, r *dozev1.RevokeKeyRequest) (*d
 	if !ok || !manages(caller, k) {
 		return nil, missing
 	}
+	if k.Role == registry.RoleRoot && s.lastRoot(k.ID) {
+		return nil, faultf(codeConflict, "The Access Key with id %s is the last one with the role root; without it nobody could make another. Create one first.", k.ID)
+	}
 	switch _, err := s.config.Proposer.Propose(ctx, registry.DeleteAccessKey{ID: k.ID, Account: k.Account}); {
 	case errors.Is(err, registry.ErrNotFound):
 		return nil, missing
@@ -82,6 +85,17 @@ func (s *service) RevokeKey(ctx context.Context, r *dozev1.RevokeKeyRequest) (*d
 		return nil, err
 	}
 	return &dozev1.RevokeKeyResponse{}, nil
+}
+
+// lastRoot tells whether no root key but this one is left. Of two that revoke each other at the same
+// time both may go: a start with a root key in its environment mends that.
+func (s *service) lastRoot(id string) bool {
+	for _, k := range s.config.Registry.AccessKeys("") {
+		if k.Role == registry.RoleRoot && k.ID != id {
+			return false
+		}
+	}
+	return true
 }
 
 // manages tells whether a key is the caller's to see and to revoke: an operator's is another
