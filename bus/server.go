@@ -138,6 +138,8 @@ func (c *ServerConfig) network(options *server.Options) error {
 	return nil
 }
 
+// hostPort splits an address to listen on. That somebody else listens there already is an error here: the server
+// would only log it, and then not become ready.
 func hostPort(address string) (host string, port int, err error) {
 	host, text, err := net.SplitHostPort(address)
 	if err == nil {
@@ -146,7 +148,11 @@ func hostPort(address string) (host string, port int, err error) {
 	if err != nil {
 		return "", 0, fmt.Errorf("bus: listen address %q: %w", address, err)
 	}
-	return host, port, nil
+	l, err := net.Listen("tcp", address)
+	if err != nil {
+		return "", 0, fmt.Errorf("bus: %w", err)
+	}
+	return host, port, l.Close()
 }
 
 // InProcessConn implements nats.InProcessConnProvider: a client that lost its connection to a
