@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net"
+	"os"
 	"os/exec"
 	"strconv"
 	"sync"
@@ -232,18 +234,43 @@ func (c *Cluster) SameState(ctx context.Context) {
 	}
 }
 
-// freePorts are ports that nobody listens on now, for TCP and UDP.
+// givenPorts are those of the clusters of this process.
+var givenPorts sync.Map
+
+// freePorts are ports that nobody listens on now, for TCP and UDP. They are below those that the kernel gives
+// to whoever asks for any, which some other connection may have by the time a node wants them, and again when it
+// is started anew.
 func freePorts(t testing.TB, n int) []string {
 	t.Helper()
-	var ports []string
-	for range n {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer l.Close()
-		_, port, _ := net.SplitHostPort(l.Addr().String())
-		ports = append(ports, port)
+	raw, err := os.ReadFile("/proc/sys/net/ipv4/ip_local_port_range")
+	if err != nil {
+		t.Fatal(err)
 	}
-	return ports
+	var first, last int
+	if _, err := fmt.Sscan(string(raw), &first, &last); err != nil || first < 2000 {
+		t.Fatalf("no ports below those of ip_local_port_range, %s: %v", raw, err)
+	}
+	var ports []string
+	for range 10_000 {
+		address := fmt.Sprint("127.0.0.1:", 1024+rand.IntN(first-1024))
+		if _, other := givenPorts.LoadOrStore(address, t.Name()); other {
+			continue
+		}
+		tcp, err := net.Listen("tcp", address)
+		if err != nil {
+			continue
+		}
+		defer tcp.Close() // not before: each is another
+		udp, err := net.ListenPacket("udp", address)
+		if err != nil {
+			continue
+		}
+		defer udp.Close()
+		_, port, _ := net.SplitHostPort(address)
+		if ports = append(ports, port); len(ports) == n {
+			return ports
+		}
+	}
+	t.Fatal("no free ports")
+	return nil
 }
