@@ -133,15 +133,17 @@ func (c *Conn) reconnected() {
 	}
 }
 
-// Close flushes what was published and closes the connection. Subscriptions end.
+// Close flushes what was published, if there is still a server that takes it, and closes the connection.
+// Subscriptions end.
 func (c *Conn) Close() error {
 	if !c.nc.IsConnected() {
 		c.nc.Close()
 		return nil
 	}
 	err := c.nc.FlushTimeout(time.Second)
+	lost := !c.nc.IsConnected() // meanwhile, as when all of a cluster stops
 	c.nc.Close()
-	if err != nil {
+	if err != nil && !lost {
 		return fmt.Errorf("bus: flush: %w", err)
 	}
 	return nil
