@@ -66,6 +66,15 @@ func (i *Instance) Info() *dozev1.InstanceInfo {
 	}
 }
 
+// CPUWait is for how long the instance's processes have waited for a CPU so far; ok is false where the sandbox
+// cannot tell.
+func (i *Instance) CPUWait() (wait time.Duration, ok bool) {
+	if meter, is := i.process.(sandbox.CPUMeter); is {
+		return meter.CPUWait()
+	}
+	return 0, false
+}
+
 // CPUTime is what the instance's processes have used so far; 0 where the sandbox cannot tell.
 func (i *Instance) CPUTime() time.Duration {
 	if meter, ok := i.process.(sandbox.CPUMeter); ok {

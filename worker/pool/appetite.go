@@ -11,11 +11,30 @@ import (
 // an idle one.
 type appetite struct {
 	cores int
-	// cpu is the CPU time of a call. calm is how long calls take while there are no more of them than
-	// cores: with more they also wait for one another, and more instances would seem to be needed.
-	// least is the shortest of all: what there is to go by while a function has known nothing but crowds.
-	cpu, calm mean
-	least     time.Duration
+	// cpu is the CPU time of a call, alone how long it takes without what it waits for a CPU: with that, more
+	// instances would seem to be needed the more there are.
+	cpu, alone mean
+	// Where waiting cannot be told, calm is how long calls take while there are no more of them than cores,
+	// and least the shortest of all: what there is to go by while a function has known nothing but crowds.
+	calm  mean
+	least time.Duration
+}
+
+// cpuUse is what some calls had of the CPU: their number, how long they took together, the CPU time they used,
+// and for how long they waited for it, if waits says that this is known.
+type cpuUse struct {
+	calls          int
+	ran, cpu, wait time.Duration
+	waits          bool
+}
+
+// add adds what has been used since before.
+func (u *cpuUse) add(now, before cpuUse) {
+	u.calls += now.calls - before.calls
+	u.ran += now.ran - before.ran
+	u.cpu += now.cpu - before.cpu
+	u.wait += now.wait - before.wait
+	u.waits = u.waits && now.waits && before.waits
 }
 
 const (
@@ -40,16 +59,24 @@ func (a *appetite) served(d time.Duration, busy int) {
 
 // takes is how long a call takes that does not wait for others; 0 while that is not known.
 func (a *appetite) takes() time.Duration {
-	if a.calm.count >= enoughCalm {
+	switch {
+	case a.alone.count > 0:
+		return a.alone.value
+	case a.calm.count >= enoughCalm:
 		return a.calm.value
 	}
 	return a.least
 }
 
-// ate takes note of the CPU time of some calls.
-func (a *appetite) ate(cpu time.Duration, calls int) {
-	if calls > 0 {
-		a.cpu.add(cpu / time.Duration(calls))
+// ate takes note of what some calls used.
+func (a *appetite) ate(use cpuUse) {
+	if use.calls <= 0 {
+		return
+	}
+	a.cpu.add(use.cpu / time.Duration(use.calls))
+	if use.waits {
+		// Some of the CPU and of the waiting is of the time between calls.
+		a.alone.add(max(use.ran-use.wait, use.cpu) / time.Duration(use.calls))
 	}
 }
 

@@ -21,7 +21,7 @@ func TestUseful(t *testing.T) {
 		if got := a.useful(); got != 0 {
 			t.Errorf("%s: %d useful while nothing is known", test.name, got)
 		}
-		if a.ate(10*test.cpu, 10); a.useful() != 0 {
+		if a.ate(cpuUse{calls: 10, cpu: 10 * test.cpu}); a.useful() != 0 {
 			t.Errorf("%s: %d useful while it is not known how long calls take", test.name, a.useful())
 		}
 		for range enoughCalm {
@@ -40,8 +40,33 @@ func TestUsefulInACrowd(t *testing.T) {
 	for _, d := range []time.Duration{9, 2, 30} {
 		a.served(d*time.Millisecond, 64)
 	}
-	a.ate(200*time.Microsecond, 1)
+	a.ate(cpuUse{calls: 1, cpu: 200 * time.Microsecond})
 	if got := a.useful(); got != 31 {
 		t.Errorf("%d useful, want what the shortest call tells, 31", got)
+	}
+}
+
+// Calls that wait for a CPU take longer and want no more instances for that; those that wait for others do.
+func TestUsefulWhereWaitingIsKnown(t *testing.T) {
+	const ms = time.Millisecond
+	for _, test := range []struct {
+		name           string
+		ran, cpu, wait time.Duration
+		want           int
+	}{
+		{"computes, in a crowd", 30 * ms, ms, 29 * ms, 8},
+		{"waited between its calls, too", 30 * ms, ms, 40 * ms, 8},
+		{"waits for others on a busy machine", 130 * ms, ms / 2, 30 * ms, 601},
+	} {
+		a := appetite{cores: 2}
+		a.served(test.ran, 64)
+		var sum cpuUse
+		sum.waits = true
+		before := cpuUse{calls: 1, ran: 7, cpu: 3, wait: 1, waits: true}
+		sum.add(cpuUse{calls: 11, ran: 7 + 10*test.ran, cpu: 3 + 10*test.cpu, wait: 1 + 10*test.wait, waits: true}, before)
+		a.ate(sum)
+		if got := a.useful(); got != test.want {
+			t.Errorf("%s: %d useful, want %d", test.name, got, test.want)
+		}
 	}
 }

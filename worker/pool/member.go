@@ -41,10 +41,11 @@ type member struct {
 	calls    int
 	lastUsed time.Time
 	measured time.Time
-	// metered is its CPU time and calls when it was last measured.
+	ran      time.Duration // the sum of its calls
+	// metered is what it had used of the CPU, and its calls, when it was last measured.
 	metered struct {
-		cpu   time.Duration
-		calls int
+		cpuUse
+		known bool
 	}
 	// cause is the call that this start is for.
 	cause *holding
@@ -421,6 +422,7 @@ func (m *member) finish(c *holding, r *instance.Result) {
 		g.served.add(r.Duration)
 		if m.calls > 1 { // the first one finds cold caches
 			g.appetite.served(r.Duration, busy)
+			m.ran += r.Duration
 		}
 	}
 	g.mu.Unlock()

@@ -39,6 +39,9 @@ type Instance interface {
 	MemoryBytes() int64
 	// CPUTime is what it has used so far; 0 when that cannot be told.
 	CPUTime() time.Duration
+	// CPUWait is for how long it has been ready to run so far and had no CPU; ok is false when that
+	// cannot be told.
+	CPUWait() (wait time.Duration, ok bool)
 }
 
 // Launcher starts instances. Launch returns when the instance has begun to start or could not:

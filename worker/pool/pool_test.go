@@ -136,7 +136,8 @@ func (f *fake) Stop()              { f.once.Do(func() { close(f.stop) }) }
 func (f *fake) Release()           { f.maker.living.Add(-1) }
 func (f *fake) MemoryBytes() int64 { return 1 << 20 }
 
-func (f *fake) CPUTime() time.Duration { return 0 }
+func (f *fake) CPUTime() time.Duration         { return 0 }
+func (f *fake) CPUWait() (time.Duration, bool) { return 0, false }
 
 func (w *world) Wake(bus.QueueID, any) {
 	if err := w.pool.Host(context.Background(), "t", w.spec); err != nil {

@@ -197,34 +197,34 @@ func (g *group) infos() []*dozev1.InstanceInfo {
 func (g *group) measure() {
 	type sample struct {
 		*member
-		made  Instance
-		calls int
+		made Instance
+		use  cpuUse
 	}
 	g.mu.Lock()
 	var due []sample
 	for _, m := range g.members {
 		if m.up && m.instance != nil && (m.measured.IsZero() || m.current != nil || m.lastUsed.After(m.measured)) {
 			m.measured = time.Now()
-			due = append(due, sample{m, m.instance, m.calls})
+			due = append(due, sample{m, m.instance, cpuUse{calls: m.calls, ran: m.ran}})
 		}
 	}
 	g.mu.Unlock()
-	var used time.Duration
-	var calls int
+	sum := cpuUse{waits: true}
 	for _, s := range due {
 		s.made.MemoryBytes()
-		cpu := s.made.CPUTime()
+		s.use.cpu = s.made.CPUTime()
+		s.use.wait, s.use.waits = s.made.CPUWait()
 		// What it used before it was first measured is mostly its init. Only measure looks at metered.
-		if s.metered.cpu == 0 {
-			s.metered.cpu, s.metered.calls = cpu, s.calls
-		} else if s.calls > s.metered.calls {
-			used, calls = used+cpu-s.metered.cpu, calls+s.calls-s.metered.calls
-			s.metered.cpu, s.metered.calls = cpu, s.calls
+		if before := &s.metered; !before.known {
+			before.cpuUse, before.known = s.use, true
+		} else if s.use.calls > before.calls {
+			sum.add(s.use, before.cpuUse)
+			before.cpuUse = s.use
 		}
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.appetite.ate(used, calls)
+	g.appetite.ate(sum)
 }
 
 // peak remembers the most instances that were busy at once, over a window and up to half of one

@@ -128,6 +128,9 @@ type CPUMeter interface {
 	// CPUTime is what all processes of the instance have used since its start, the ended ones
 	// included; 0 where it cannot be told. It costs a file read.
 	CPUTime() time.Duration
+	// CPUWait is for how long since its start at least one of them was ready to run and had no CPU; ok is
+	// false where it cannot be told. It costs a file read.
+	CPUWait() (wait time.Duration, ok bool)
 }
 
 // KillGrace is how long Done may take after Kill on a healthy machine; callers that wait longer

@@ -226,6 +226,24 @@ func (g *group) cpuTime() time.Duration {
 	return time.Duration(n) * time.Microsecond
 }
 
+// cpuWait is for how long one of its processes at least waited for a CPU: "some" of the kernel's pressure stall
+// information, which a kernel may be without.
+func (g *group) cpuWait() (time.Duration, bool) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.removed {
+		return 0, false
+	}
+	b, err := readSmall(filepath.Join(g.c.unified, g.id, "cpu.pressure"))
+	if err != nil {
+		return 0, false
+	}
+	some, _, _ := bytes.Cut(b, []byte("\n"))
+	_, total, _ := bytes.Cut(some, []byte(" total="))
+	n, err := strconv.ParseInt(string(total), 10, 64)
+	return time.Duration(n) * time.Microsecond, err == nil && bytes.HasPrefix(some, []byte("some "))
+}
+
 // outOfMemory tells whether the kernel has ended a process of the group at its limit.
 func (g *group) outOfMemory() bool {
 	g.mu.Lock()

@@ -88,6 +88,14 @@ func (p *Process) CPUTime() time.Duration {
 	return p.group.cpuTime()
 }
 
+// CPUWait implements sandbox.CPUMeter.
+func (p *Process) CPUWait() (time.Duration, bool) {
+	if p.s.cgroups.unified == "" {
+		return 0, false
+	}
+	return p.group.cpuWait()
+}
+
 // Freeze implements sandbox.Freezer.
 func (p *Process) Freeze() error { return p.freeze(true) }
 
