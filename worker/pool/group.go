@@ -240,9 +240,6 @@ func (g *group) feed(m *member) bool {
 	}
 	c := g.held[pick]
 	g.held = slices.Delete(g.held, pick, pick+1)
-	if len(g.held) == 0 {
-		g.waited = 0
-	}
 	m.take(c)
 	g.parkHost(c.since)
 	return true
@@ -304,7 +301,7 @@ func (g *group) schedule() {
 
 func (g *group) demand() demand {
 	d := demand{
-		held: len(g.held), served: g.served.count, service: g.served.value, start: g.start,
+		held: len(g.held), busy: g.busy, served: g.served.count, service: g.served.value, start: g.start,
 		waited: g.waited, useful: g.appetite.useful(), cores: g.pool.load.cores, limit: int(g.spec.GetReservedConcurrency()),
 	}
 	d.start = max(d.start, leastStart)

@@ -8,11 +8,11 @@ import (
 // demand is what the decision to start instances is made on.
 type demand struct {
 	// held calls wait here; starting and ready instances there are (ready includes busy ones).
-	held, starting, ready int
+	held, starting, ready, busy int
 	// served calls so far; service is their mean time, start what an instance takes to start.
 	served         int
 	service, start time.Duration
-	// waited is the sum of the held calls' waiting since the last start.
+	// waited is the sum of calls' waiting since the last start, as regret counts it.
 	waited time.Duration
 	// useful is how many instances the CPU can keep going, 0 when that is not known. Then cpuFree says
 	// that the machine has CPU to spare, and cores how many it has.
@@ -43,7 +43,7 @@ func (d demand) starts() int {
 	if d.served > 0 {
 		useful := int(math.Ceil(float64(d.service) * float64(d.held) / float64(max(d.start, time.Millisecond))))
 		n = useful - d.starting - d.ready
-		if d.starting+d.ready == 0 || d.waited >= d.start {
+		if d.starting+d.ready == 0 || d.waited >= d.start && d.starting+d.ready < spare(d.busy+d.held) {
 			n = max(n, 1)
 		}
 		if most := d.most(); most > 0 {
@@ -55,6 +55,18 @@ func (d demand) starts() int {
 		n = max(0, min(n, d.limit-d.ready-d.starting))
 	}
 	return n
+}
+
+// spare is how many instances so many calls at once have a use for: some are between two events.
+func spare(calls int) int { return calls + (calls+7)/8 }
+
+// fade is how long it takes until waiting weighs a half: it is what has been of late that asks for more.
+const fade = time.Second
+
+// regret is the sum of calls' waiting since the last start, after so many more have waited for the time that passed.
+// It does not begin anew whenever no call waits: a few that wait in every turn of a handler wait for ever.
+func regret(waited time.Duration, held int, passed time.Duration) time.Duration {
+	return time.Duration(float64(waited)*math.Exp2(-float64(passed)/float64(fade))) + time.Duration(held)*passed
 }
 
 // crowd is how many times as many instances as the CPU has a use for are too many: what a burst before

@@ -16,9 +16,9 @@ func (g *group) tend(now time.Time) {
 	passed := now.Sub(g.lastTend)
 	g.peak.see(now, g.busy)
 	g.lastTend = now
+	g.waited = regret(g.waited, len(g.held), passed)
 	if len(g.held) > 0 {
 		g.lastActive = now
-		g.waited += time.Duration(len(g.held)) * passed
 		g.abandon()
 		if now.Sub(g.progressed) >= bus.ProgressInterval {
 			g.progressed = now
@@ -30,8 +30,6 @@ func (g *group) tend(now time.Time) {
 		}
 		g.offer()
 		g.schedule()
-	} else {
-		g.waited = 0
 	}
 	if g.closing {
 		return
