@@ -30,8 +30,10 @@ type conn struct {
 	// out is what is owed to the client and not written yet. While the connection is parked it
 	// belongs to whoever takes it out of i.parked: a 202 leaves together with the next event.
 	out []byte
-	// waiting is set from `next` until more was read. Only the connection's goroutine uses it.
+	// waiting is set from `next` until more was read, look sets late. Only the connection's goroutine uses them.
 	waiting bool
+	look    func(fd uintptr)
+	late    time.Duration
 
 	// sending guards what follows: the client may answer, and get its next event, before the one
 	// who wrote the last is back from the kernel. It is never held while waiting for the client.
@@ -60,6 +62,7 @@ func newConn(i *Instance, nc net.Conn) *conn {
 			return true // never waits
 		}
 	}
+	c.look = func(fd uintptr) { c.late = sinceReceived(fd) }
 	return c
 }
 
@@ -139,6 +142,14 @@ func (c *conn) refuse(err error) {
 	c.out = appendError(c.out, status, "InvalidRequest", err.Error(), true)
 	c.flush()
 	c.closeWrite()
+}
+
+// unread is how long what has just been read lay in the socket.
+func (c *conn) unread() time.Duration {
+	if c.raw == nil || c.raw.Control(c.look) != nil {
+		return 0
+	}
+	return c.late
 }
 
 // closeWrite ends our side, so that the client reads what was written before the end.

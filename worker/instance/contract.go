@@ -63,6 +63,9 @@ type Result struct {
 	Began time.Time
 	// Duration is the handler's time; Init is the init phase's, on the first event only.
 	Duration, Init time.Duration
+	// Unread is for how long of it the answer lay in the worker's socket, to a tick of the kernel (1 to 10 ms) but
+	// right on average: time of a busy platform. 0 where that cannot be told.
+	Unread time.Duration
 	// BilledMs is Duration plus Init, in whole milliseconds, rounded up, at least 1.
 	BilledMs uint32
 	// MaxMemoryMB is the most the instance has used so far.

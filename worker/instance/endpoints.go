@@ -4,6 +4,7 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"errors"
+	"time"
 )
 
 // handle answers the request in c.req. It reports false when the connection is to be closed; what
@@ -81,6 +82,7 @@ func (c *conn) result(r *request, closing *bool) {
 		c.invalidTransition(state, "InvocationResponse", closing)
 		return
 	}
+	unread := c.unread()
 	outcome := OK
 	var errorType string
 	if r.route == routeError {
@@ -89,7 +91,7 @@ func (c *conn) result(r *request, closing *bool) {
 	payload, err := c.body()
 	switch {
 	case errors.Is(err, errTooLarge):
-		i.settle(TooLarge, responseTooLarge())
+		i.settle(TooLarge, responseTooLarge(), unread)
 		c.error(statusTooLarge, "RequestEntityTooLarge", "Exceeded maximum allowed payload size (6291556 bytes).", closing)
 		return
 	case err != nil:
@@ -109,7 +111,7 @@ func (c *conn) result(r *request, closing *bool) {
 	if outcome == HandlerError && len(payload) == 0 {
 		payload = errorObject(errorType, "")
 	}
-	if !i.settle(outcome, payload) { // its time ran out while the body came
+	if !i.settle(outcome, payload, unread) { // its time ran out while the body came
 		c.invalidTransition(i.State(), "InvocationResponse", closing)
 		return
 	}
@@ -122,10 +124,10 @@ func (c *conn) invalidTransition(from State, to string, closing *bool) {
 }
 
 // settle is answer with turn taken.
-func (i *Instance) settle(o Outcome, payload []byte) bool {
+func (i *Instance) settle(o Outcome, payload []byte, unread time.Duration) bool {
 	i.turn.Lock()
 	defer i.turn.Unlock()
-	return i.answer(o, payload)
+	return i.answer(o, payload, unread)
 }
 
 // initError takes init/error. Its payload becomes the answer of the call that caused the start.

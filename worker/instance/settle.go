@@ -35,7 +35,7 @@ func (i *Instance) take(next State) (e ended, ok bool) {
 }
 
 // answer settles an event with what the runtime sent. The instance lives on.
-func (i *Instance) answer(o Outcome, payload []byte) bool {
+func (i *Instance) answer(o Outcome, payload []byte, unread time.Duration) bool {
 	e, ok := i.take(Settled)
 	if !ok {
 		return false
@@ -43,7 +43,7 @@ func (i *Instance) answer(o Outcome, payload []byte) bool {
 	i.server.answered()
 	i.quiesce()
 	now := time.Now()
-	r := &Result{Outcome: o, Payload: payload, Began: e.began, Duration: now.Sub(e.began), Init: e.init}
+	r := &Result{Outcome: o, Payload: payload, Began: e.began, Duration: now.Sub(e.began), Unread: unread, Init: e.init}
 	if o != OK {
 		r.FunctionError = "Unhandled"
 	}

@@ -422,7 +422,7 @@ func (m *member) finish(c *holding, r *instance.Result) {
 		g.served.add(r.Duration)
 		if m.calls > 1 { // the first one finds cold caches
 			g.appetite.served(r.Duration, busy)
-			m.ran += r.Duration
+			m.ran += r.Duration - r.Unread
 		}
 	}
 	g.mu.Unlock()
