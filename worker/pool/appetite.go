@@ -14,6 +14,8 @@ type appetite struct {
 	// cpu is the CPU time of a call, alone how long it takes without what it waits for a CPU: with that, more
 	// instances would seem to be needed the more there are.
 	cpu, alone mean
+	// most is what a call takes of the CPU at the most, inits included: what there is to go by at first.
+	most time.Duration
 	// Where waiting cannot be told, calm is how long calls take while there are no more of them than cores,
 	// and least the shortest of all: what there is to go by while a function has known nothing but crowds.
 	calm  mean
@@ -80,12 +82,23 @@ func (a *appetite) ate(use cpuUse) {
 	}
 }
 
+// guess takes note of what some calls and the inits before them used.
+func (a *appetite) guess(use cpuUse) {
+	if use.calls > 0 {
+		a.most = use.cpu / time.Duration(use.calls)
+	}
+}
+
 // useful is how many instances the machine can keep going, at least perCore a core; 0 while that is not
 // known.
 func (a *appetite) useful() int {
-	if a.cpu.count == 0 || a.takes() == 0 {
+	cpu := a.cpu.value
+	if a.cpu.count == 0 {
+		cpu = a.most
+	}
+	if a.cpu.count == 0 && a.most == 0 || a.takes() == 0 {
 		return 0
 	}
-	atOnce := float64(a.cores) * float64(a.takes()) / float64(max(a.cpu.value, leastCPU))
+	atOnce := float64(a.cores) * float64(a.takes()) / float64(max(cpu, leastCPU))
 	return max(perCore*a.cores, int(math.Ceil(slack*atOnce))+1)
 }

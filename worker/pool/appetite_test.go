@@ -70,3 +70,20 @@ func TestUsefulWhereWaitingIsKnown(t *testing.T) {
 		}
 	}
 }
+
+// Before calls were measured there is what they and their inits took together: never less.
+func TestUsefulAtFirst(t *testing.T) {
+	a := appetite{cores: 2}
+	a.served(time.Second, 64)
+	a.guess(cpuUse{})
+	if got := a.useful(); got != 0 {
+		t.Errorf("%d useful while nothing is known", got)
+	}
+	a.guess(cpuUse{calls: 2, cpu: 100 * time.Millisecond})
+	if got := a.useful(); got != 61 {
+		t.Errorf("%d useful, want 61", got)
+	}
+	if a.ate(cpuUse{calls: 1, cpu: 10 * time.Millisecond}); a.useful() != 301 {
+		t.Errorf("%d useful, want what was measured, 301", a.useful())
+	}
+}

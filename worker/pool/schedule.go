@@ -75,7 +75,7 @@ const crowd = 2
 
 // crowded says that an instance that comes free had better end.
 func (g *group) crowded() bool {
-	if len(g.members) <= crowd*perCore*g.pool.load.cores { // the least that crowds any machine
+	if len(g.members) <= crowd*perCore*g.pool.load.cores || g.appetite.cpu.count == 0 { // the least that crowds any machine
 		return false
 	}
 	d := g.demand()

@@ -207,7 +207,7 @@ func (g *group) measure() {
 		}
 	}
 	g.mu.Unlock()
-	sum := cpuUse{waits: true}
+	sum, first := cpuUse{waits: true}, cpuUse{}
 	for _, s := range due {
 		s.made.MemoryBytes()
 		s.use.cpu = s.made.CPUTime()
@@ -215,6 +215,7 @@ func (g *group) measure() {
 		// What it used before it was first measured is mostly its init. Only measure looks at metered.
 		if before := &s.metered; !before.known {
 			before.cpuUse, before.known = s.use, true
+			first.add(s.use, cpuUse{})
 		} else if s.use.calls > before.calls {
 			sum.add(s.use, before.cpuUse)
 			before.cpuUse = s.use
@@ -223,6 +224,7 @@ func (g *group) measure() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.appetite.ate(sum)
+	g.appetite.guess(first)
 }
 
 // peak remembers the most instances that were busy at once, over a window and up to half of one
