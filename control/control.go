@@ -91,6 +91,7 @@ type Control struct {
 	members        *gossip.Members // nil alone
 	quorum         *quorum.Node
 	quorumOpen     atomic.Pointer[quorum.Node] // quorum, for those who ask before all is open
+	founding       bool                        // this start began the cluster
 	placement      *placement.Placement
 	asker          *bus.Asker
 	pollers        *delivery.Poller
@@ -253,9 +254,14 @@ func (c *Control) openParts(ctx context.Context) error {
 		return err
 	}
 	c.onClose(func(context.Context) error { return c.asker.Close() })
+	reserved, err := c.openSlots()
+	if err != nil {
+		return err
+	}
 	arn := func(account, name string) string { return registry.ARN(c.config.Region, account, name, "") }
 	invoker := invoke.New(invoke.Config{
-		Asker: c.asker, Workers: workers{c.placement, c.asker}, Acceptor: storedEvents{delivery.NewAcceptor(c.events), c.storage}, Unreserved: state.UnreservedConcurrency, ARN: arn,
+		Asker: c.asker, Workers: workers{c.placement, c.asker}, Acceptor: storedEvents{delivery.NewAcceptor(c.events), c.storage},
+		Slots: reserved, Unreserved: state.UnreservedConcurrency, ARN: arn,
 		Metrics: invoke.NewMetrics(c.metrics.registry),
 		Egress:  c.config.Egress,
 	})
