@@ -189,10 +189,11 @@ func (i *Invoker) Invoke(_ context.Context, call *Call) (*Answer, error) {
 	var slot Slot
 	var err error
 	if i.config.Slots != nil && call.Function.Reserved != nil {
-		if slot, err = i.slot(n); err == nil {
-			limits.Permit = slot
+		var taken Slot
+		if taken, err = i.slot(n); err == nil {
+			limits.Permit, slot = taken, taken
 			limits.Queue = max(limits.Queue-time.Since(begun), leastQueue)
-			release = func() { slot.End(0) }
+			release = func() { taken.End(0) }
 		}
 	} else {
 		release, err = i.admission.take(call.Function)

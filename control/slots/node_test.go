@@ -19,6 +19,7 @@ type net struct {
 	rnd *rand.Rand
 
 	mu     sync.Mutex
+	all    []string
 	nodes  map[string]*Node
 	hears  map[string]func([]byte) []byte
 	cut    map[[2]string]bool
@@ -34,14 +35,16 @@ type net struct {
 
 var errCut = errors.New("cut")
 
-func newNet(t *testing.T, seed uint64, limit int) *net {
-	return &net{
+func newNet(t *testing.T, seed uint64, nodes, limit int) *net {
+	n := &net{
 		t: t, rnd: rand.New(rand.NewPCG(seed, 1)), nodes: map[string]*Node{}, hears: map[string]func([]byte) []byte{},
 		cut: map[[2]string]bool{}, limit: limit, runs: map[string]int{}, most: map[string]int{},
 	}
+	for i := range nodes {
+		n.all = append(n.all, fmt.Sprint("c", i+1))
+	}
+	return n
 }
-
-var members = []string{"c1", "c2", "c3"}
 
 func (n *net) random(most time.Duration) time.Duration {
 	n.mu.Lock()
@@ -57,7 +60,7 @@ func (n *net) start(node string, clean bool) {
 	n.mu.Unlock()
 	opened, err := Open(Config{
 		Node: node, Boot: boot, Wire: &wire{net: n, node: node, boot: boot}, Clean: clean, Logger: slog.New(slog.DiscardHandler),
-		Members: func() []string { return members },
+		Members: func() []string { return n.all },
 		Limit:   func(_, _ string) (int, bool) { return n.limit, true },
 		Longest: func(_, _ string) time.Duration { return runLimit },
 	})
@@ -82,7 +85,7 @@ func (n *net) kill(node string) {
 
 func (n *net) close() {
 	defer time.Sleep(10 * time.Second) // what is still on its way ends
-	for _, m := range members {
+	for _, m := range n.all {
 		n.mu.Lock()
 		node := n.nodes[m]
 		n.mu.Unlock()
@@ -167,8 +170,8 @@ func (w *wire) HearNode(_ string, answer func([]byte) []byte) (func() error, err
 func (w *wire) Favourite(name string) string {
 	w.net.mu.Lock()
 	defer w.net.mu.Unlock()
-	for i := range members {
-		m := members[(int(name[len(name)-1])+i)%len(members)]
+	for i := range w.net.all {
+		m := w.net.all[(int(name[len(name)-1])+i)%len(w.net.all)]
 		if w.net.hears[m] != nil && !w.net.cut[[2]string{w.node, m}] {
 			return m
 		}
@@ -241,7 +244,7 @@ func (n *net) load(ctx context.Context, callers int) *sync.WaitGroup {
 	for i := range callers {
 		group.Go(func() {
 			for call := i; ctx.Err() == nil; call++ {
-				n.call(ctx, members[i%len(members)], fmt.Sprint("f", call%5))
+				n.call(ctx, n.all[i%len(n.all)], fmt.Sprint("f", call%5))
 				time.Sleep(n.random(200 * time.Millisecond))
 			}
 		})
@@ -252,25 +255,26 @@ func (n *net) load(ctx context.Context, callers int) *sync.WaitGroup {
 // Whatever dies, is cut off, comes back: there are never more executions than the cap. And it does not stand
 // still.
 func TestNeverAboveTheCap(t *testing.T) {
-	for seed := range uint64(5) {
-		t.Run(fmt.Sprint("seed ", seed), func(t *testing.T) {
+	for seed, nodes := range []int{3, 3, 3, 5, 5} {
+		seed := uint64(seed)
+		t.Run(fmt.Sprint(nodes, " nodes, seed ", seed), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				n := newNet(t, seed, 4)
-				for _, m := range members {
+				n := newNet(t, seed, nodes, 4)
+				for _, m := range n.all {
 					n.start(m, true)
 				}
 				ctx, stop := context.WithCancel(context.Background())
 				load := n.load(ctx, 30)
 				time.Sleep(5 * time.Second)
 				for range 15 {
-					m, other := members[n.random(3)], members[n.random(3)]
+					m, other := n.any(), n.any()
 					switch n.random(6) {
 					case 0, 1:
 						n.kill(m)
 						time.Sleep(n.random(6 * time.Second))
 						n.start(m, false)
 					case 2:
-						for _, o := range members { // cut off
+						for _, o := range n.all { // cut off
 							n.sever(m, o, true)
 						}
 					case 3:
@@ -319,6 +323,8 @@ func TestNeverAboveTheCap(t *testing.T) {
 	}
 }
 
+func (n *net) any() string { return n.all[n.random(time.Duration(len(n.all)))] }
+
 func (n *net) sever(a, b string, both bool) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -340,8 +346,8 @@ func (n *net) heal() {
 // The home dies and stays dead: the others grant within a few terms, what it held aside.
 func TestHomeIsFollowed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		n := newNet(t, 1, 4)
-		for _, m := range members {
+		n := newNet(t, 1, 3, 4)
+		for _, m := range n.all {
 			n.start(m, true)
 		}
 		defer n.close()
@@ -357,7 +363,7 @@ func TestHomeIsFollowed(t *testing.T) {
 		}
 		home := n.nodes["c1"].holder.End(Lease{Key: "f"})
 		n.kill(home)
-		for _, m := range members {
+		for _, m := range n.all {
 			if m == home {
 				continue
 			}
