@@ -47,7 +47,17 @@ type AskLimits struct {
 	Start time.Duration
 	// Run is the handler's own limit: what the grant gives.
 	Run time.Duration
+	// Permit, where there is one, is asked for its word before the call is granted, and the handler is then
+	// begun within BeginLimit of the claim or not at all.
+	Permit Permit
 }
+
+// Permit is a right to run that may pass while a call waits. MayBegin must not block.
+type Permit interface{ MayBegin() bool }
+
+// BeginLimit is how long after a worker's claim it may begin the handler of a call with a Permit: a worker
+// that was frozen with the grant on its way runs nothing that others are counted without.
+const BeginLimit = 2 * time.Second
 
 // Asker publishes calls and grants each to one worker. It owns one long-lived inbox, at every home: a
 // subscription per call could lose its first message in a cluster. A call lives in its memory
@@ -371,6 +381,14 @@ func (a *Asker) claimed(at *Conn, m *nats.Msg, token uint64, id CallID, worker s
 	a.mu.Lock()
 	p := a.pending[token]
 	ok := p != nil && p.id == id && p.state == waiting && now.UnixNano() < p.deadline.Load()
+	var begin time.Duration
+	if ok && p.limits.Permit != nil {
+		begin = BeginLimit
+		if ok = p.limits.Permit.MayBegin(); !ok {
+			a.remove(token)
+			p.done <- &Answer{Fault: &Fault{Code: FaultNoCapacity, Message: "the right to run the call has passed"}}
+		}
+	}
 	if ok {
 		p.state, p.worker, p.granted = granted, worker, now
 		a.unqueue(p)
@@ -388,6 +406,7 @@ func (a *Asker) claimed(at *Conn, m *nats.Msg, token uint64, id CallID, worker s
 	reply := appendHead((*buffer)[:0], kindGrant, token, id)
 	reply = binary.BigEndian.AppendUint64(reply, uint64(p.limits.Run))
 	reply = appendDuration(reply, now.Sub(p.published))
+	reply = appendDuration(reply, begin)
 	switch {
 	case len(p.deferred) > inlineBytes:
 		reply = binary.BigEndian.AppendUint64(reply, uint64(len(p.deferred)))

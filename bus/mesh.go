@@ -196,6 +196,14 @@ func (m *Mesh) home(q QueueID) *Conn {
 	return highest(v.links, function) // better one that is leaving than none
 }
 
+// Favourite is the home that a name hashes to among those that can be reached and take calls, "" for none.
+func (m *Mesh) Favourite(name string) string {
+	if best := highest(m.view.Load().serving, seedOf(name)); best != nil {
+		return best.node
+	}
+	return ""
+}
+
 func highest(links []*Conn, function uint64) *Conn {
 	var best *Conn
 	var most uint64

@@ -205,7 +205,7 @@ func TestHomeLost(t *testing.T) {
 				s := testSpec(i)
 				call := newCall([]byte("{}"))
 				id := NewQueueID(s.Account, s.Function, s.Version, s.Revision)
-				outcomes <- outcome{node, call.ID, p.askers[node].Ask(id, call, AskLimits{20 * time.Second, 20 * time.Second, 20 * time.Second}, s)}
+				outcomes <- outcome{node, call.ID, p.askers[node].Ask(id, call, AskLimits{Queue: 20 * time.Second, Start: 20 * time.Second, Run: 20 * time.Second}, s)}
 			})
 		}
 	}
@@ -255,7 +255,7 @@ func TestWorkerLost(t *testing.T) {
 	}
 	answer := make(chan *Answer, 1)
 	go func() {
-		answer <- p.askers["c1"].Ask(id, newCall([]byte("{}")), AskLimits{20 * time.Second, 20 * time.Second, time.Minute}, s)
+		answer <- p.askers["c1"].Ask(id, newCall([]byte("{}")), AskLimits{Queue: 20 * time.Second, Start: 20 * time.Second, Run: time.Minute}, s)
 	}()
 	<-granted
 	lost := time.Now()

@@ -47,6 +47,37 @@ func (m *Mesh) AskNode(ctx context.Context, node, verb string, request []byte) (
 	return answer.Data, nil
 }
 
+// TellNode sends a message to one control node. It does not wait, and may be lost.
+func (m *Mesh) TellNode(node, verb string, message []byte) error {
+	link := m.link(node)
+	if link == nil || !link.up.Load() {
+		return fmt.Errorf("%w: %s", ErrNodeAway, node)
+	}
+	if err := link.nc.Publish(subjectNode+"."+verb, message); err != nil {
+		return fmt.Errorf("bus: tell %s to %s: %w", node, verb, err)
+	}
+	return nil
+}
+
+// HearNode hands what comes to this process's own home to answer, one at a time and in order from each
+// node, until stop, which waits for the one that runs. answer must not block; what it returns goes to who
+// asked.
+func (m *Mesh) HearNode(verb string, answer func(message []byte) []byte) (stop func() error, err error) {
+	served, err := m.listenAtHome(subjectNode+"."+verb, func(c *Conn, msg *nats.Msg) {
+		data := answer(msg.Data)
+		if msg.Reply == "" {
+			return
+		}
+		if err := c.nc.Publish(msg.Reply, data); err != nil {
+			c.log.Warn("bus: answer a node", "verb", verb, "err", err)
+		}
+	})
+	if err != nil {
+		return nil, err
+	}
+	return served.Close, nil
+}
+
 // AnswerNode answers requests that come to this process's own home, each on a goroutine of its own, until
 // stop, which waits for those that run. An error that is a *NodeError keeps its code.
 func (m *Mesh) AnswerNode(verb string, answer func(request []byte) ([]byte, error)) (stop func() error, err error) {

@@ -33,7 +33,7 @@ func TestRestartKeepsCallsAndEvents(t *testing.T) {
 	ask := func(body string) chan *Answer {
 		answer := make(chan *Answer, 1)
 		go func() {
-			answer <- p.asker.Ask(queue.ID, newCall([]byte(body)), AskLimits{20 * time.Second, 20 * time.Second, 20 * time.Second}, nil)
+			answer <- p.asker.Ask(queue.ID, newCall([]byte(body)), AskLimits{Queue: 20 * time.Second, Start: 20 * time.Second, Run: 20 * time.Second}, nil)
 		}()
 		return answer
 	}

@@ -266,6 +266,7 @@ func (s *Slot) granted(m *nats.Msg, id CallID, rest []byte) {
 	r := reader{b: rest}
 	d.Left, d.GrantedAt = time.Duration(r.uint64()), time.Now()
 	d.Waited = r.duration()
+	d.begin = r.duration()
 	total := int64(r.uint64())
 	if r.failed || total > maxBody || total < 0 {
 		d.home.log.Warn("bus: malformed grant")
@@ -381,6 +382,7 @@ type Delivery struct {
 	// claimed it until it had all of it. Both are set when granted.
 	Waited, Claim time.Duration
 
+	begin     time.Duration // from the claim, for the handler to be begun; 0 for any time
 	mesh      *Mesh
 	home      *Conn // where it came from, and is settled
 	route     *Conn // to its asker, once it is claimed
@@ -391,6 +393,9 @@ type Delivery struct {
 	total     int64
 	credits   chan struct{}
 }
+
+// Late says that the call, though granted, must not be begun any more.
+func (d *Delivery) Late() bool { return d.begin > 0 && time.Since(d.claimedAt) >= d.begin }
 
 func (d *Delivery) asker() string { return subjectAsker + "." + d.from.asker }
 

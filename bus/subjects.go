@@ -41,6 +41,9 @@ func NewQueueID(account, function, version, incarnation string) QueueID {
 // function is the half that stands for the function: its queues have one home.
 func (q QueueID) function() string { return string(q[:len(q)/2]) }
 
+// Function is the half of the id that stands for the function, whatever its version.
+func (q QueueID) Function() string { return q.function() }
+
 var queueEncoding = base32.StdEncoding.WithPadding(base32.NoPadding)
 
 func (q QueueID) shard() int {

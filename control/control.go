@@ -45,6 +45,8 @@ const (
 	SyncInterval = time.Second
 	// DevAccount is the account of every caller where callers are not told apart.
 	DevAccount = gateway.DevAccount
+	// catchUpLimit is how long a node that starts waits to know what the others know.
+	catchUpLimit = 25 * time.Second
 	// aloneName is the name of a node that is all there is.
 	aloneName = "control-1"
 )
@@ -91,6 +93,7 @@ type Control struct {
 	members        *gossip.Members // nil alone
 	quorum         *quorum.Node
 	quorumOpen     atomic.Pointer[quorum.Node] // quorum, for those who ask before all is open
+	founding       bool                        // this start began the cluster
 	placement      *placement.Placement
 	asker          *bus.Asker
 	pollers        *delivery.Poller
@@ -205,9 +208,12 @@ func (c *Control) openBus(ctx context.Context) error {
 // openParts makes what stands on the bus and the state. Its order is the reverse of how they end.
 func (c *Control) openParts(ctx context.Context) error {
 	if c.members != nil {
-		// What is decided by the state below is decided by all of it.
-		if err := c.confirm(ctx); err != nil {
-			return err
+		// What is decided by the state below is decided by all of it. The leader tries a node that was away
+		// again after up to 10 s (Raft's own back-off): until then this one knows nothing.
+		ctx, cancel := context.WithTimeout(ctx, catchUpLimit)
+		defer cancel()
+		if err := c.quorum.Read(ctx); err != nil {
+			return fmt.Errorf("control: catch up with the leader: %w", err)
 		}
 	}
 	log, state := c.config.Logger, c.quorum.Registry()
@@ -253,9 +259,14 @@ func (c *Control) openParts(ctx context.Context) error {
 		return err
 	}
 	c.onClose(func(context.Context) error { return c.asker.Close() })
+	reserved, err := c.openSlots()
+	if err != nil {
+		return err
+	}
 	arn := func(account, name string) string { return registry.ARN(c.config.Region, account, name, "") }
 	invoker := invoke.New(invoke.Config{
-		Asker: c.asker, Workers: workers{c.placement, c.asker}, Acceptor: storedEvents{delivery.NewAcceptor(c.events), c.storage}, Unreserved: state.UnreservedConcurrency, ARN: arn,
+		Asker: c.asker, Workers: workers{c.placement, c.asker}, Acceptor: storedEvents{delivery.NewAcceptor(c.events), c.storage},
+		Slots: reserved, Unreserved: state.UnreservedConcurrency, ARN: arn,
 		Metrics: invoke.NewMetrics(c.metrics.registry),
 		Egress:  c.config.Egress,
 	})

@@ -62,6 +62,7 @@ func (c *Control) joinState(ctx context.Context, raft net.Listener) error {
 func (c *Control) waitTurn(ctx context.Context, address string) (bootstrap bool, peers []quorum.Member, err error) {
 	cluster := c.config.Cluster
 	if cluster.Bootstrap {
+		c.founding = true
 		return true, nil, nil
 	}
 	said := ""
@@ -89,8 +90,10 @@ func (c *Control) waitTurn(ctx context.Context, address string) (bootstrap bool,
 				peers = append(peers, quorum.Member{ID: n.Name, Addr: n.Addr(n.Raft), Voter: true})
 			}
 			c.config.Logger.Info("beginning a new cluster", "nodes", len(nodes))
+			c.founding = true
 			return true, peers, nil
 		case founding && (len(members) == 0 || len(members) == 1 && members[0] == least):
+			c.founding = true
 			return false, nil, nil // the least begins, or has begun
 		case len(members) > 0:
 			say("asking to be taken in by the cluster of %v", members)

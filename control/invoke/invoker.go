@@ -31,6 +31,11 @@ const (
 	forgetAfter = time.Minute
 	// retryAfter is the hint with a refusal for lack of capacity.
 	retryAfter = time.Second
+	// leastQueue is how long a call may wait for an instance that has waited for its slot already.
+	leastQueue = time.Second
+	// overrun is how long, beside its timeout, a handler may be there of which nobody knows: it was begun
+	// late, and is killed at its end.
+	overrun = bus.BeginLimit + time.Second
 )
 
 // Asker publishes a call and brings its answer; package bus implements it.
@@ -46,6 +51,20 @@ type Workers interface {
 	Runtimes() []*dozev1.Runtime
 }
 
+// Slots is reserved concurrency where other control nodes take calls too; package slots implements it.
+type Slots interface {
+	// Take gets the right to one execution of a function, of which the key is the same on all nodes. It is
+	// one of at most limit, each of at most run.
+	Take(account, function, key string, limit int, run time.Duration) (Slot, error)
+}
+
+// Slot is the right to one execution. End gives it back, once, after a time in which the execution may go
+// on though nobody hears of it.
+type Slot interface {
+	bus.Permit
+	End(after time.Duration)
+}
+
 // Acceptor stores events durably; package delivery implements it.
 type Acceptor interface {
 	Accept(ctx context.Context, event *Event) error
@@ -56,6 +75,8 @@ type Config struct {
 	Asker    Asker
 	Workers  Workers
 	Acceptor Acceptor
+	// Slots, where there are other control nodes, has the reserved concurrency; nil: this node counts for all.
+	Slots Slots
 	// Unreserved is the account's concurrency that no function has reserved.
 	Unreserved func(account string) int
 	// ARN makes a function's unqualified ARN.
@@ -162,7 +183,21 @@ func (i *Invoker) Invoke(_ context.Context, call *Call) (*Answer, error) {
 		return nil, i.noRuntime(call.Version.Config.Runtime)
 	}
 	n := i.incarnation(call.Function, call.Version)
-	release, err := i.admission.take(call.Function)
+	begun := time.Now()
+	limits := n.limits
+	var release func()
+	var slot Slot
+	var err error
+	if i.config.Slots != nil && call.Function.Reserved != nil {
+		var taken Slot
+		if taken, err = i.slot(n); err == nil {
+			limits.Permit, slot = taken, taken
+			limits.Queue = max(limits.Queue-time.Since(begun), leastQueue)
+			release = func() { taken.End(0) }
+		}
+	} else {
+		release, err = i.admission.take(call.Function)
+	}
 	if err != nil {
 		n.calls.refused(err)
 		return nil, err
@@ -172,12 +207,11 @@ func (i *Invoker) Invoke(_ context.Context, call *Call) (*Answer, error) {
 		ID: call.RequestID, InvokedARN: call.InvokedARN, TraceID: call.TraceID,
 		ClientContext: call.ClientContext, Tail: call.Tail, Body: call.Payload,
 	}
-	begun := time.Now()
 	for {
 		if time.Now().UnixNano()-n.claimed.Load() > int64(awakeFor) {
 			i.config.Workers.Wake(n.queue, n)
 		}
-		answer := i.config.Asker.Ask(n.queue, &message, n.limits, n)
+		answer := i.config.Asker.Ask(n.queue, &message, limits, n)
 		if answer.Fault == nil {
 			now := time.Now()
 			n.claimed.Store(now.UnixNano())
@@ -189,9 +223,13 @@ func (i *Invoker) Invoke(_ context.Context, call *Call) (*Answer, error) {
 		if answer.Fault.Code == bus.FaultWorkerLost && !answer.Fault.Ran && time.Since(begun) < queueLimit {
 			continue
 		}
-		if answer.Fault.Left > 0 && call.Function.Reserved != nil {
-			// The worker is given up, but whether the handler has ended nobody knows: until it must have,
-			// its place is not another's.
+		// The worker is given up, but whether the handler has ended nobody knows: until it must have, its
+		// place is not another's.
+		switch {
+		case slot != nil && answer.Fault.Ran:
+			slot.End(answer.Fault.Left + overrun)
+			release = func() {}
+		case answer.Fault.Left > 0 && call.Function.Reserved != nil:
 			end := release
 			time.AfterFunc(answer.Fault.Left, end)
 			release = func() {}
@@ -200,6 +238,19 @@ func (i *Invoker) Invoke(_ context.Context, call *Call) (*Answer, error) {
 		n.calls.refused(err)
 		return nil, err
 	}
+}
+
+// slot gets the right to run a call of a function with a reservation.
+func (i *Invoker) slot(n *incarnation) (Slot, error) {
+	limit := *n.function.Reserved
+	if limit == 0 {
+		return nil, &Throttled{Reason: ReasonReserved}
+	}
+	slot, err := i.config.Slots.Take(n.function.Account, n.function.Name, n.queue.Function(), limit, n.limits.Run)
+	if err != nil {
+		return nil, &Throttled{Reason: ReasonReserved}
+	}
+	return slot, nil
 }
 
 // Enqueue stores an event durably.

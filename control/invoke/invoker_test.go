@@ -25,13 +25,14 @@ type plane struct {
 	woken   int
 	takes   time.Duration
 	has     string
+	permits bool // the last call had one
 }
 
-func (p *plane) Ask(queue bus.QueueID, _ *bus.Call, _ bus.AskLimits, _ any) *bus.Answer {
+func (p *plane) Ask(queue bus.QueueID, _ *bus.Call, limits bus.AskLimits, _ any) *bus.Answer {
 	time.Sleep(p.takes)
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.asked = append(p.asked, queue)
+	p.asked, p.permits = append(p.asked, queue), limits.Permit != nil
 	answer := p.answers[0]
 	if len(p.answers) > 1 {
 		p.answers = p.answers[1:]

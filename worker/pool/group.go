@@ -58,6 +58,7 @@ type group struct {
 	mu        sync.Mutex
 	members   []*member
 	held      []*holding
+	limit     int // of instances, 0 for none
 	launching int // starts that wait for their turn
 	busy      int
 	served    mean // service times
@@ -85,6 +86,7 @@ func newGroup(ctx context.Context, p *Pool, home string, id bus.QueueID, spec *d
 	now := time.Now()
 	g := &group{
 		pool: p, id: id, spec: spec, queue: queue, lastActive: now, lastTend: now, progressed: now,
+		limit:    int(spec.GetReservedConcurrency()),
 		appetite: appetite{cores: p.load.cores}, peak: newPeak(now, p.config.IdleTimeout), gone: make(chan struct{}, 1),
 	}
 	g.mu.Lock()
@@ -176,6 +178,16 @@ func (g *group) move(ctx context.Context, home string) error {
 		}
 	}
 	return nil
+}
+
+// bound takes in a changed reservation: it makes no new incarnation.
+func (g *group) bound(limit int) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.limit != limit {
+		g.limit = limit
+		g.schedule()
+	}
 }
 
 // parkHost asks for more calls, unless there are enough or none can be served. While calls wait
@@ -302,7 +314,7 @@ func (g *group) schedule() {
 func (g *group) demand() demand {
 	d := demand{
 		held: len(g.held), busy: g.busy, served: g.served.count, service: g.served.value, start: g.start,
-		waited: g.waited, useful: g.appetite.useful(), cores: g.pool.load.cores, limit: int(g.spec.GetReservedConcurrency()),
+		waited: g.waited, useful: g.appetite.useful(), cores: g.pool.load.cores, limit: g.limit,
 	}
 	d.start = max(d.start, leastStart)
 	if d.useful == 0 {

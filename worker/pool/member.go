@@ -157,6 +157,12 @@ func (m *member) invoke(c *holding) {
 		m.group.answerFault(c, bus.FaultStart, fmt.Sprintf("usage cannot be journaled: %v", err))
 		return
 	}
+	if c.Late() {
+		// It is asked anew: this worker was frozen, or had no instance for it after all.
+		m.drop()
+		m.group.answerFault(c, bus.FaultWorkerLost, "the call came too late to be begun")
+		return
+	}
 	event := &instance.Event{
 		RequestID:     uuid.UUID(c.ID).String(),
 		InvokedARN:    c.InvokedARN,

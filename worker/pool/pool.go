@@ -141,6 +141,7 @@ func (p *Pool) Host(ctx context.Context, home string, spec *dozev1.FunctionSpec)
 		return errors.New("pool: this worker is draining")
 	}
 	if g := p.groups[id]; g != nil {
+		g.bound(int(spec.GetReservedConcurrency()))
 		return g.move(ctx, home)
 	}
 	g, err := newGroup(ctx, p, home, id, spec)

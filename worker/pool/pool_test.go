@@ -26,6 +26,7 @@ type world struct {
 	t      *testing.T
 	pool   *Pool
 	asker  *bus.Asker
+	mesh   *bus.Mesh // of the asker
 	spec   *dozev1.FunctionSpec
 	maker  *maker
 	worker *bus.Conn
@@ -188,18 +189,21 @@ func newWorld(t *testing.T, m *maker, idle time.Duration) *world {
 			t.Errorf("%d instances outlive the pool", n)
 		}
 	})
-	if w.asker, err = bus.NewMesh("t", control, log).NewAsker(w, 64<<20); err != nil {
+	w.mesh = bus.NewMesh("t", control, log)
+	if w.asker, err = w.mesh.NewAsker(w, 64<<20); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = w.asker.Close() })
 	return w
 }
 
-func (w *world) ask(body string) *bus.Answer {
+func (w *world) ask(body string) *bus.Answer { return w.askWith(body, nil) }
+
+func (w *world) askWith(body string, permit bus.Permit) *bus.Answer {
 	call := &bus.Call{Body: []byte(body)}
 	_, _ = rand.Read(call.ID[:])
 	id := bus.NewQueueID(w.spec.Account, w.spec.Function, w.spec.Version, w.spec.Revision)
-	return w.asker.Ask(id, call, bus.AskLimits{Queue: 20 * time.Second, Start: 20 * time.Second, Run: 20 * time.Second}, nil)
+	return w.asker.Ask(id, call, bus.AskLimits{Queue: 20 * time.Second, Start: 20 * time.Second, Run: 20 * time.Second, Permit: permit}, nil)
 }
 
 func (w *world) askMany(n int, body string) (cold int) {

@@ -50,11 +50,22 @@ func (g *group) tend(now time.Time) {
 	}
 }
 
-// abandon drops held calls whose asker does not answer the claim: it is gone, and with it the one
-// who would want the answer.
+// abandon drops calls whose asker does not answer the claim: it is gone, and with it the one who would
+// want the answer.
 func (g *group) abandon() {
 	for _, d := range g.host.Abandon(claimLimit) {
 		g.held = slices.DeleteFunc(g.held, func(c *holding) bool { return c.Delivery == d })
+	}
+	for _, m := range g.members {
+		if m.current == nil || m.current.granted || m.slot == nil {
+			continue
+		}
+		for _, d := range m.slot.Abandon(claimLimit) {
+			if m.current != nil && m.current.Delivery == d {
+				m.drop()
+				m.next()
+			}
+		}
 	}
 }
 
