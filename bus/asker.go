@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -126,7 +127,7 @@ func (m *Mesh) NewAsker(waker Waker, queueBytes int64) (*Asker, error) {
 	var err error
 	a.served, err = m.serve(func(c *Conn) ([]*nats.Subscription, error) {
 		subs, err := c.subscribe(map[string]nats.MsgHandler{
-			a.inbox:             func(msg *nats.Msg) { a.receive(c, msg) },
+			a.inbox + ".*":      func(msg *nats.Msg) { a.receive(c, msg) },
 			a.probeSubject("*"): a.probed,
 		})
 		for _, sub := range subs {
@@ -347,17 +348,18 @@ func (a *Asker) receive(at *Conn, m *nats.Msg) {
 		at.log.Warn("bus: asker got a malformed message", "err", err)
 		return
 	}
+	worker := m.Subject[len(a.inbox)+1:]
 	switch kind {
 	case kindClaim:
-		a.claimed(at, m, token, id, string(rest))
+		a.claimed(at, m, token, id, worker)
 	case kindStarting:
 		a.starting(token, id)
 	case kindAnswer:
-		a.answered(at, token, id, rest)
+		a.answered(at, token, id, worker, rest)
 	case kindChunk:
-		a.chunk(at, m, token, id, rest)
+		a.chunk(at, m, token, id, worker, rest)
 	case kindCredit:
-		if p := a.find(token, id); p != nil && p.credits != nil {
+		if p := a.find(token, id); p != nil && p.worker == worker && p.credits != nil {
 			select {
 			case p.credits <- struct{}{}:
 			default:
@@ -377,6 +379,9 @@ func (a *Asker) find(token uint64, id CallID) *pending {
 
 // claimed grants a call once. Whoever claims it again, or too late, is refused.
 func (a *Asker) claimed(at *Conn, m *nats.Msg, token uint64, id CallID, worker string) {
+	if !ofSlot(m.Reply, worker) {
+		return
+	}
 	now := time.Now()
 	a.mu.Lock()
 	p := a.pending[token]
@@ -433,6 +438,13 @@ func (a *Asker) send(at *Conn, p *pending, token uint64, to string) {
 	}
 }
 
+// ofSlot tells whether a subject is that of a slot of the worker: this process may write to any, and must
+// not be made to by somebody who may not.
+func ofSlot(subject, worker string) bool {
+	rest, ok := strings.CutPrefix(subject, subjectSlot+".")
+	return ok && strings.HasPrefix(rest, worker) && len(rest) > len(worker) && rest[len(worker)] == '.'
+}
+
 func (a *Asker) starting(token uint64, id CallID) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -441,7 +453,9 @@ func (a *Asker) starting(token uint64, id CallID) {
 	}
 }
 
-func (a *Asker) answered(at *Conn, token uint64, id CallID, rest []byte) {
+// answered takes an answer from the worker that was granted the call, or a refusal to run it from one
+// that was handed it.
+func (a *Asker) answered(at *Conn, token uint64, id CallID, worker string, rest []byte) {
 	answer, total, err := parseAnswer(rest)
 	if err != nil {
 		at.log.Warn("bus: asker got a malformed answer", "err", err)
@@ -449,7 +463,7 @@ func (a *Asker) answered(at *Conn, token uint64, id CallID, rest []byte) {
 	}
 	a.mu.Lock()
 	p := a.pending[token]
-	if p == nil || p.id != id {
+	if p == nil || p.id != id || p.state == granted && p.worker != worker {
 		a.mu.Unlock()
 		return
 	}
@@ -464,10 +478,10 @@ func (a *Asker) answered(at *Conn, token uint64, id CallID, rest []byte) {
 	p.done <- answer
 }
 
-func (a *Asker) chunk(at *Conn, m *nats.Msg, token uint64, id CallID, piece []byte) {
+func (a *Asker) chunk(at *Conn, m *nats.Msg, token uint64, id CallID, worker string, piece []byte) {
 	a.mu.Lock()
 	p := a.pending[token]
-	if p == nil || p.id != id || p.answer == nil || int64(len(p.answer.Payload)+len(piece)) > p.total {
+	if p == nil || p.id != id || p.worker != worker || p.answer == nil || int64(len(p.answer.Payload)+len(piece)) > p.total {
 		a.mu.Unlock()
 		return
 	}
@@ -477,7 +491,9 @@ func (a *Asker) chunk(at *Conn, m *nats.Msg, token uint64, id CallID, piece []by
 		a.remove(token)
 	}
 	a.mu.Unlock()
-	a.publish(at, m.Reply, appendHead(nil, kindCredit, token, id))
+	if ofSlot(m.Reply, worker) {
+		a.publish(at, m.Reply, appendHead(nil, kindCredit, token, id))
+	}
 	if whole {
 		p.done <- p.answer
 	}

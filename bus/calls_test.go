@@ -10,16 +10,18 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/doze-run/doze/bus/nodetls"
 )
 
 // plane is a server with the call plane and one connection each for an asker and a worker, as in
 // `doze dev`.
 type plane struct {
-	server          *Server
-	control, worker *Conn
-	mesh            *Mesh // the worker's
-	asker           *Asker
-	wakes           atomic.Int64
+	server  *Server
+	control *Conn
+	mesh    *Mesh // the worker's
+	asker   *Asker
+	wakes   atomic.Int64
 }
 
 func (p *plane) Wake(QueueID, any) { p.wakes.Add(1) }
@@ -27,37 +29,62 @@ func (p *plane) Wake(QueueID, any) { p.wakes.Add(1) }
 // present answers for a worker that it is there.
 type present struct{ WorkerServer }
 
-func newPlane(t testing.TB, memory int64) *plane {
+func newPlane(t testing.TB, memory int64) *plane { return newPlaneOver(t, nil, memory) }
+
+// newPlaneOver is newPlane, or, with certificates, one whose worker comes over TLS with its own.
+func newPlaneOver(t testing.TB, c *certificates, memory int64) *plane {
 	t.Helper()
 	log := slog.New(slog.DiscardHandler)
-	server, err := StartServer(ServerConfig{
+	config := ServerConfig{
 		Name: "test", StoreDir: t.TempDir(), MemoryBytes: memory, StoreBytes: 64 << 20, SyncInterval: time.Minute, Logger: log,
-	})
+	}
+	if c != nil {
+		config.Listen, config.TLS = freeAddress(t), c.node(nodetls.Control, "test")
+	}
+	server, err := StartServer(config)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = server.Close(context.Background()) })
 	p := &plane{server: server}
-	for _, c := range []**Conn{&p.control, &p.worker} {
-		if *c, err = ConnectHome(t.Context(), "test", ConnConfig{Name: "test", Server: server, Logger: log}); err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { _ = (*c).Close() })
+	if p.control, err = ConnectHome(t.Context(), "test", ConnConfig{Name: "test", Server: server, Logger: log}); err != nil {
+		t.Fatal(err)
 	}
+	t.Cleanup(func() { _ = p.control.Close() })
 	if err := p.control.EnsureCallPlane(t.Context(), memory); err != nil {
 		t.Fatal(err)
 	}
-	p.mesh = NewMesh("test", p.worker, log)
+	if c != nil {
+		p.mesh = NewMesh("w1", nil, c.node(nodetls.Worker, "w1"), log)
+		t.Cleanup(func() { _ = p.mesh.Close() })
+		p.mesh.SetHomes([]Home{{Node: "test", Address: config.Listen}})
+		for now, all := p.mesh.Connected(); now < all; now, all = p.mesh.Connected() {
+			time.Sleep(time.Millisecond)
+		}
+	} else {
+		worker, err := ConnectHome(t.Context(), "test", ConnConfig{Name: "w1", Server: server, Logger: log})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = worker.Close() })
+		p.mesh = NewMesh("w1", worker, nil, log)
+	}
 	served, err := p.mesh.ServeWorker(t.Context(), "w1", present{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = served.Close() })
-	if p.asker, err = NewMesh("test", p.control, log).NewAsker(p, memory); err != nil {
+	if p.asker, err = NewMesh("test", p.control, nil, log).NewAsker(p, memory); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = p.asker.Close() })
 	return p
+}
+
+// onPlanes runs a test in process, and with a worker that comes over TLS.
+func onPlanes(t *testing.T, memory int64, test func(t *testing.T, p *plane)) {
+	t.Run("in process", func(t *testing.T) { test(t, newPlane(t, memory)) })
+	t.Run("TLS", func(t *testing.T) { test(t, newPlaneOver(t, newCertificates(t), memory)) })
 }
 
 // runner is a slot that claims what it gets, answers with run, and parks again.
@@ -118,8 +145,9 @@ func openQueue(t testing.TB, p *plane) *Queue {
 	return q
 }
 
-func TestCallRoundTripAtEverySize(t *testing.T) {
-	p := newPlane(t, 64<<20)
+func TestCallRoundTripAtEverySize(t *testing.T) { onPlanes(t, 64<<20, testCallRoundTripAtEverySize) }
+
+func testCallRoundTripAtEverySize(t *testing.T, p *plane) {
 	q := openQueue(t, p)
 	r := newRunner(t, q, echo)
 	if err := r.slot.Park(PriorityRecent, 1, time.Minute); err != nil {
@@ -148,8 +176,9 @@ func TestCallRoundTripAtEverySize(t *testing.T) {
 }
 
 // A call whose holder says nothing goes to another worker; the first one's late claim is refused.
-func TestCallMovesAndRunsOnce(t *testing.T) {
-	p := newPlane(t, 16<<20)
+func TestCallMovesAndRunsOnce(t *testing.T) { onPlanes(t, 16<<20, testCallMovesAndRunsOnce) }
+
+func testCallMovesAndRunsOnce(t *testing.T, p *plane) {
 	q := openQueue(t, p)
 	var runs atomic.Int64
 	count := func(d *Delivery) *Answer { runs.Add(1); return echo(d) }
@@ -178,8 +207,9 @@ func TestCallMovesAndRunsOnce(t *testing.T) {
 	}
 }
 
-func TestCallNobodyTakes(t *testing.T) {
-	p := newPlane(t, 16<<20)
+func TestCallNobodyTakes(t *testing.T) { onPlanes(t, 16<<20, testCallNobodyTakes) }
+
+func testCallNobodyTakes(t *testing.T, p *plane) {
 	limits := AskLimits{Queue: 60 * time.Millisecond, Start: time.Second, Run: time.Second}
 	answer := p.asker.Ask(NewQueueID("a", "f", "1", "r"), newCall([]byte("{}")), limits, nil)
 	if answer.Fault == nil || answer.Fault.Code != FaultNoCapacity || answer.Fault.Ran {
@@ -190,8 +220,9 @@ func TestCallNobodyTakes(t *testing.T) {
 	}
 }
 
-func TestCallQueueFull(t *testing.T) {
-	p := newPlane(t, 2<<20) // 256 KB a shard
+func TestCallQueueFull(t *testing.T) { onPlanes(t, 2<<20, testCallQueueFull) } // 256 KB a shard
+
+func testCallQueueFull(t *testing.T, p *plane) {
 	id := NewQueueID("a", "f", "1", "r")
 	limits := AskLimits{Queue: time.Second, Start: time.Second, Run: time.Second}
 	var full atomic.Int64
@@ -214,8 +245,9 @@ func TestCallQueueFull(t *testing.T) {
 
 // A worker that says that it starts an instance moves the caller's deadline once the start takes
 // longer than a call may wait in its queue.
-func TestStartingExtendsTheWait(t *testing.T) {
-	p := newPlane(t, 16<<20)
+func TestStartingExtendsTheWait(t *testing.T) { onPlanes(t, 16<<20, testStartingExtendsTheWait) }
+
+func testStartingExtendsTheWait(t *testing.T, p *plane) {
 	q := openQueue(t, p)
 	r := newRunner(t, q, echo)
 	r.delivered = make(chan *Delivery, 1)
@@ -240,8 +272,9 @@ func TestStartingExtendsTheWait(t *testing.T) {
 	}
 }
 
-func TestWarmInstanceBeforeHost(t *testing.T) {
-	p := newPlane(t, 16<<20)
+func TestWarmInstanceBeforeHost(t *testing.T) { onPlanes(t, 16<<20, testWarmInstanceBeforeHost) }
+
+func testWarmInstanceBeforeHost(t *testing.T, p *plane) {
 	q := openQueue(t, p)
 	host, warm := newRunner(t, q, echo), newRunner(t, q, echo)
 	warm.run = func(d *Delivery) *Answer { return &Answer{Outcome: 1, Instance: "warm"} }
@@ -262,7 +295,7 @@ func TestWarmInstanceBeforeHost(t *testing.T) {
 // one who parks, on a goroutine of its own.
 func awaitParked(t *testing.T, p *plane, q *Queue, n int) {
 	t.Helper()
-	consumer, err := p.worker.js.Consumer(t.Context(), q.ID.stream(), string(q.ID))
+	consumer, err := p.control.js.Consumer(t.Context(), q.ID.stream(), string(q.ID))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -277,8 +310,9 @@ func awaitParked(t *testing.T, p *plane, q *Queue, n int) {
 	}
 }
 
-func TestPullEndsByItsLimit(t *testing.T) {
-	p := newPlane(t, 16<<20)
+func TestPullEndsByItsLimit(t *testing.T) { onPlanes(t, 16<<20, testPullEndsByItsLimit) }
+
+func testPullEndsByItsLimit(t *testing.T, p *plane) {
 	r := newRunner(t, openQueue(t, p), echo)
 	if err := r.slot.Park(PriorityRecent, 1, 20*time.Millisecond); err != nil {
 		t.Fatal(err)
@@ -288,10 +322,14 @@ func TestPullEndsByItsLimit(t *testing.T) {
 	}
 }
 
-func TestPullWithoutConsumer(t *testing.T) {
-	p := newPlane(t, 16<<20)
+func TestPullWithoutConsumer(t *testing.T) { onPlanes(t, 16<<20, testPullWithoutConsumer) }
+
+func testPullWithoutConsumer(t *testing.T, p *plane) {
 	q := openQueue(t, p)
-	if err := p.worker.js.DeleteConsumer(t.Context(), q.ID.stream(), string(q.ID)); err != nil {
+	if err := p.control.js.DeleteConsumer(t.Context(), q.ID.stream(), string(q.ID)); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.control.EnsureCallPlane(t.Context(), 16<<20); err != nil { // as after a restart: a home that relays pulls forgets
 		t.Fatal(err)
 	}
 	r := newRunner(t, q, echo)

@@ -16,6 +16,8 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/doze-run/doze/bus/nodetls"
 )
 
 const (
@@ -34,12 +36,14 @@ const (
 
 // ConnConfig configures one connection. A process owns one to each server it speaks to.
 type ConnConfig struct {
-	// Name is shown by NATS's own tools.
+	// Name is the node's. It is in the subjects of what a worker sends.
 	Name string
 	// Server is the embedded server to connect to in process; nil: URLs.
 	Server *Server
 	// URLs are servers of one cluster, any of which will do.
-	URLs   []string
+	URLs []string
+	// TLS is this node's certificate, where URLs ask for one; nil for none.
+	TLS    *nodetls.Node
 	Logger *slog.Logger
 
 	// node is the home that the connection leads to. Such a connection over TCP keeps nothing for
@@ -53,25 +57,36 @@ type Conn struct {
 	nc   *nats.Conn
 	js   jetstream.JetStream
 	log  *slog.Logger
+	name string
 	node string
 	seed uint64      // of node, for rendezvous hashing
 	up   atomic.Bool // it is connected, as far as is known
+	// known: it has been connected.
+	known atomic.Bool
 	// clustered: the streams behind it have several replicas, and for moments no leader.
 	clustered bool
+	// guarded: it shows a certificate, and the other side holds it to that.
+	guarded bool
 
 	mu    sync.Mutex
 	slots map[*Slot]struct{}
+	relay *relay // of a home
 }
 
 // Connect connects, or fails with ctx.
 func Connect(ctx context.Context, config ConnConfig) (*Conn, error) {
-	c := &Conn{log: config.Logger, node: config.node, seed: seedOf(config.node), slots: make(map[*Slot]struct{})}
+	c := &Conn{log: config.Logger, name: config.Name, node: config.node, seed: seedOf(config.node), slots: make(map[*Slot]struct{})}
 	url := strings.Join(config.URLs, ",")
 	options := []nats.Option{
 		nats.Name(config.Name),
-		nats.ConnectHandler(func(*nats.Conn) { c.up.Store(true) }),
+		nats.CustomInboxPrefix(inbox(config.Name)),
+		nats.ConnectHandler(func(*nats.Conn) {
+			c.up.Store(true)
+			c.known.Store(true)
+		}),
 		nats.ReconnectHandler(func(*nats.Conn) {
 			c.up.Store(true)
+			c.known.Store(true)
 			c.reconnected()
 		}),
 		nats.DisconnectErrHandler(func(*nats.Conn, error) {
@@ -94,10 +109,18 @@ func Connect(ctx context.Context, config ConnConfig) (*Conn, error) {
 	if config.Server != nil {
 		// In process a write cannot hang on a network, and its deadline would cost a timer each.
 		options = append(options, nats.InProcessServer(config.Server), nats.FlusherTimeout(0))
+		if config.Server.config.TLS != nil {
+			options = append(options, nats.Token(config.Server.password))
+		}
 		url, c.clustered = "", config.Server.config.Cluster != nil
 	} else {
 		c.clustered = config.node == ""
-		options = append(options, nats.PingInterval(pingEvery), nats.MaxPingsOutstanding(pingsOut), nats.FlusherTimeout(writeLimit))
+		if config.TLS != nil {
+			c.guarded = true
+			options = append(options, nats.Secure(config.TLS.Client(nodetls.Control)), nats.TLSHandshakeFirst())
+		}
+		options = append(options, nats.PingInterval(pingEvery), nats.MaxPingsOutstanding(pingsOut), nats.FlusherTimeout(writeLimit),
+			nats.ReconnectErrHandler((&refusals{config: config, known: &c.known}).tell))
 		if config.node != "" {
 			options = append(options, nats.ReconnectBufSize(-1), nats.RetryOnFailedConnect(true), nats.Timeout(2*pingEvery))
 		}
@@ -107,7 +130,8 @@ func Connect(ctx context.Context, config ConnConfig) (*Conn, error) {
 	}
 	var err error
 	if c.nc, err = nats.Connect(url, options...); err != nil {
-		return nil, fmt.Errorf("bus: connect: %w", err)
+		said, _ := explain(err, config.TLS != nil)
+		return nil, fmt.Errorf("bus: connect: %w", said)
 	}
 	if c.nc.IsConnected() {
 		c.up.Store(true)

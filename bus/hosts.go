@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nuid"
 	"google.golang.org/protobuf/proto"
 
 	dozev1 "github.com/doze-run/doze/proto/doze/v1"
@@ -120,12 +121,14 @@ func (c *Conn) respond(m *nats.Msg, reply proto.Message) {
 	}
 }
 
-func (c *Conn) request(ctx context.Context, subject string, request, reply proto.Message) error {
+// request asks a worker.
+func (c *Conn) request(ctx context.Context, worker, verb string, request, reply proto.Message) error {
+	subject := workerSubject(worker, verb)
 	raw, err := proto.Marshal(request)
 	if err != nil {
 		return fmt.Errorf("bus: %s: %w", subject, err)
 	}
-	m, err := c.nc.RequestWithContext(ctx, subject, raw)
+	m, err := c.ask(ctx, worker, subject, raw)
 	if err != nil {
 		return fmt.Errorf("bus: %s: %w", subject, err)
 	}
@@ -135,10 +138,34 @@ func (c *Conn) request(ctx context.Context, subject string, request, reply proto
 	return nil
 }
 
+// ask is a request whose answer comes to a subject that only this worker may answer on: a connection's
+// inbox for all answers is nobody's who is asked.
+func (c *Conn) ask(ctx context.Context, worker, subject string, request []byte) (*nats.Msg, error) {
+	reply := subjectReply + "." + worker + "." + nuid.Next()
+	answers := make(chan *nats.Msg, 1) // SubscribeSync's would have room for 65,536
+	sub, err := c.nc.ChanSubscribe(reply, answers)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = sub.Unsubscribe() }() // fails only when the connection is closed, which ends it too
+	if err := c.nc.PublishRequest(subject, reply, request); err != nil {
+		return nil, err
+	}
+	select {
+	case m := <-answers:
+		if len(m.Data) == 0 && m.Header.Get("Status") == statusGone {
+			return nil, nats.ErrNoResponders
+		}
+		return m, nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
 // AskHost asks one worker to host an incarnation whose calls wait at this process's own home.
 func (m *Mesh) AskHost(ctx context.Context, worker string, request *dozev1.HostRequest) (*dozev1.HostReply, error) {
 	reply := &dozev1.HostReply{}
-	return reply, m.own.request(ctx, workerSubject(worker, verbHost), request, reply)
+	return reply, m.own.request(ctx, worker, verbHost, request, reply)
 }
 
 // Retire tells every worker what has been replaced or deleted. It is a hint, which nobody answers:
@@ -157,7 +184,7 @@ func (m *Mesh) Retire(request *dozev1.RetireRequest) error {
 // ListInstances asks one worker for its instances of an account.
 func (m *Mesh) ListInstances(ctx context.Context, worker, account string) ([]*dozev1.InstanceInfo, error) {
 	reply := &dozev1.ListInstancesReply{}
-	if err := m.own.request(ctx, workerSubject(worker, verbInstances), &dozev1.ListInstancesRequest{Account: account}, reply); err != nil {
+	if err := m.own.request(ctx, worker, verbInstances, &dozev1.ListInstancesRequest{Account: account}, reply); err != nil {
 		return nil, err
 	}
 	return reply.Instances, nil
@@ -182,6 +209,10 @@ func (m *Mesh) OnReport(fn func(*dozev1.WorkerReport)) (*Served, error) {
 		report := &dozev1.WorkerReport{}
 		if err := proto.Unmarshal(msg.Data, report); err != nil {
 			c.log.Warn("bus: malformed report", "err", err)
+			return
+		}
+		if msg.Subject != subjectReport+"."+report.Worker {
+			c.log.Warn("bus: a worker reports as another", "subject", msg.Subject, "worker", report.Worker)
 			return
 		}
 		fn(report)

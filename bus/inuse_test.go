@@ -16,7 +16,7 @@ func TestRuntimesInUse(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := p.worker.nc.Flush(); err != nil { // the subscription is there
+	if err := p.mesh.own.nc.Flush(); err != nil { // the subscription is there
 		t.Fatal(err)
 	}
 	if err := p.control.nc.Publish(subjectInUse, []byte{0xff, 0xff}); err != nil {

@@ -11,6 +11,8 @@ import (
 	"sync/atomic"
 
 	"github.com/nats-io/nats.go"
+
+	"github.com/doze-run/doze/bus/nodetls"
 )
 
 // Home is a control node as others reach its call queues.
@@ -27,6 +29,7 @@ type Home struct {
 // needs one broker only and the loss of a home takes nothing but its own queues along.
 type Mesh struct {
 	name string
+	tls  *nodetls.Node
 	log  *slog.Logger
 	// view is what the path of a call reads.
 	view atomic.Pointer[view]
@@ -47,9 +50,9 @@ type view struct {
 }
 
 // NewMesh makes a mesh that knows one home, the one own leads to, or none when own is nil. own stays
-// the caller's.
-func NewMesh(name string, own *Conn, log *slog.Logger) *Mesh {
-	m := &Mesh{name: name, log: log, own: own, homes: map[string]Home{}, links: map[string]*Conn{}, services: map[*service]struct{}{}}
+// the caller's. Homes that ask for a certificate are shown the given one; nil for none.
+func NewMesh(name string, own *Conn, certificate *nodetls.Node, log *slog.Logger) *Mesh {
+	m := &Mesh{name: name, tls: certificate, log: log, own: own, homes: map[string]Home{}, links: map[string]*Conn{}, services: map[*service]struct{}{}}
 	if own != nil {
 		m.links[own.node], m.homes[own.node] = own, Home{Node: own.node}
 	}
@@ -96,7 +99,7 @@ func (m *Mesh) SetHomes(homes []Home) {
 			continue
 		}
 		link, err := Connect(context.Background(), ConnConfig{
-			Name: m.name, URLs: []string{"nats://" + h.Address}, Logger: m.log, node: node, down: m.lost,
+			Name: m.name, URLs: []string{"nats://" + h.Address}, TLS: m.tls, Logger: m.log, node: node, down: m.lost,
 		})
 		if err != nil {
 			m.log.Warn("bus: connect to home", "node", node, "address", h.Address, "err", err)

@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/doze-run/doze/bus/nodetls"
 	dozev1 "github.com/doze-run/doze/proto/doze/v1"
 )
 
@@ -31,7 +32,7 @@ type homesPlane struct {
 
 const meshMemory = 64 << 20
 
-func newHomesPlane(t *testing.T, n int) *homesPlane {
+func newHomesPlane(t *testing.T, n int, certificates *certificates) *homesPlane {
 	t.Helper()
 	log := slog.New(slog.DiscardHandler)
 	p := &homesPlane{
@@ -40,13 +41,8 @@ func newHomesPlane(t *testing.T, n int) *homesPlane {
 	}
 	for i := range n {
 		node := fmt.Sprint("c", i+1)
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		address := l.Addr().String()
-		_ = l.Close()
-		server, err := StartServer(ServerConfig{Name: node, StoreDir: t.TempDir(), MemoryBytes: meshMemory, SyncInterval: time.Minute, Listen: address, Logger: log})
+		address, certificate := freeAddress(t), certificates.node(nodetls.Control, node)
+		server, err := StartServer(ServerConfig{Name: node, StoreDir: t.TempDir(), MemoryBytes: meshMemory, SyncInterval: time.Minute, Listen: address, TLS: certificate, Logger: log})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -60,10 +56,10 @@ func newHomesPlane(t *testing.T, n int) *homesPlane {
 			t.Fatal(err)
 		}
 		p.servers[node] = server
-		p.meshes[node] = NewMesh(node, conn, log)
+		p.meshes[node] = NewMesh(node, conn, certificate, log)
 		p.homes = append(p.homes, Home{Node: node, Address: address})
 	}
-	p.worker = NewMesh("w1", nil, log)
+	p.worker = NewMesh("w1", nil, certificates.node(nodetls.Worker, "w1"), log)
 	if _, err := p.worker.ServeWorker(t.Context(), "w1", (*hostAll)(p)); err != nil {
 		t.Fatal(err)
 	}
@@ -85,6 +81,12 @@ func newHomesPlane(t *testing.T, n int) *homesPlane {
 		}
 	}
 	return p
+}
+
+// onHomes runs a test with three homes in clear, and with TLS.
+func onHomes(t *testing.T, test func(t *testing.T, p *homesPlane)) {
+	t.Run("clear", func(t *testing.T) { test(t, newHomesPlane(t, 3, nil)) })
+	t.Run("TLS", func(t *testing.T) { test(t, newHomesPlane(t, 3, newCertificates(t))) })
 }
 
 // spec is the tag of a test's calls.
@@ -162,8 +164,9 @@ func (s *meshSlot) Granted(d *Delivery) {
 }
 
 // Every process comes to the same home for a function, and the functions are spread.
-func TestHomesAgree(t *testing.T) {
-	p := newHomesPlane(t, 3)
+func TestHomesAgree(t *testing.T) { onHomes(t, testHomesAgree) }
+
+func testHomesAgree(t *testing.T, p *homesPlane) {
 	at := map[string]int{}
 	for i := range 300 {
 		s := testSpec(i)
@@ -188,8 +191,9 @@ func TestHomesAgree(t *testing.T) {
 
 // A home ends while calls are in its queues and run: those of other askers are answered all the same,
 // and none runs twice.
-func TestHomeLost(t *testing.T) {
-	p := newHomesPlane(t, 3)
+func TestHomeLost(t *testing.T) { onHomes(t, testHomeLost) }
+
+func testHomeLost(t *testing.T, p *homesPlane) {
 	const functions, each = 12, 6
 	type outcome struct {
 		node   string
@@ -236,8 +240,9 @@ func TestHomeLost(t *testing.T) {
 }
 
 // A worker whose connections are gone from every home is lost at once, one that says nothing after a while.
-func TestWorkerLost(t *testing.T) {
-	p := newHomesPlane(t, 3)
+func TestWorkerLost(t *testing.T) { onHomes(t, testWorkerLost) }
+
+func testWorkerLost(t *testing.T, p *homesPlane) {
 	s := testSpec(1)
 	id := NewQueueID(s.Account, s.Function, s.Version, s.Revision)
 	queue, err := p.worker.OpenQueue(t.Context(), p.worker.home(id).node, "w1", id)

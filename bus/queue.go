@@ -2,6 +2,7 @@ package bus
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync/atomic"
 	"time"
@@ -25,12 +26,15 @@ const (
 	// consumerIdle is after what time without a pull a queue's consumer goes away: the function
 	// sleeps and owns nothing in the broker.
 	consumerIdle = 30 * time.Second
+	// queueLimit bounds making a queue's consumer.
+	queueLimit = 5 * time.Second
 	// pullLimit is how long one pull stays parked, so that what a dead worker parked does not
 	// swallow calls for longer.
 	pullLimit = 10 * time.Second
 )
 
-// EnsureCallPlane makes the home's call streams, bounded to memoryBytes in all. It is idempotent.
+// EnsureCallPlane makes the home's call streams, bounded to memoryBytes in all, and has the home make queues
+// in them for workers that ask. It is idempotent.
 func (c *Conn) EnsureCallPlane(ctx context.Context, memoryBytes int64) error {
 	for shard := range callShards {
 		_, err := c.js.CreateOrUpdateStream(ctx, jetstream.StreamConfig{
@@ -49,7 +53,7 @@ func (c *Conn) EnsureCallPlane(ctx context.Context, memoryBytes int64) error {
 			return fmt.Errorf("bus: call stream %d: %w", shard, err)
 		}
 	}
-	return nil
+	return c.serveQueues()
 }
 
 // Queue is a worker's view of one incarnation's call queue, wherever its home is: the control nodes
@@ -58,14 +62,15 @@ type Queue struct {
 	ID     QueueID
 	mesh   *Mesh
 	worker string
-	pullTo string
+	pullTo string               // as JetStream knows it
+	relay  string               // as a home does, where workers show certificates
 	home   atomic.Pointer[Conn] // where pulls are parked now
 }
 
 // OpenQueue makes sure that the queue has its consumer at the given home and returns the worker's view
 // of it.
 func (m *Mesh) OpenQueue(ctx context.Context, home, worker string, id QueueID) (*Queue, error) {
-	q := &Queue{ID: id, mesh: m, worker: worker, pullTo: pullAPI + id.stream() + "." + string(id)}
+	q := &Queue{ID: id, mesh: m, worker: worker, pullTo: id.pullTo(), relay: subjectPull + "." + worker + "." + string(id)}
 	_, err := q.Move(ctx, home)
 	return q, err
 }
@@ -80,7 +85,7 @@ func (q *Queue) Move(ctx context.Context, home string) (bool, error) {
 	if q.home.Load() == link {
 		return false, nil
 	}
-	if err := link.openQueue(ctx, q.ID); err != nil {
+	if err := link.askQueue(ctx, q.worker, q.ID); err != nil {
 		return false, err
 	}
 	q.home.Store(link)
@@ -88,7 +93,23 @@ func (q *Queue) Move(ctx context.Context, home string) (bool, error) {
 }
 
 // Reopen makes the queue's consumer anew, when pulls find none.
-func (q *Queue) Reopen(ctx context.Context) error { return q.home.Load().openQueue(ctx, q.ID) }
+func (q *Queue) Reopen(ctx context.Context) error { return q.home.Load().askQueue(ctx, q.worker, q.ID) }
+
+// askQueue has the home make a queue's consumer: workers have no part in the JetStream API but to pull.
+func (c *Conn) askQueue(ctx context.Context, worker string, id QueueID) error {
+	ctx, cancel := context.WithTimeout(ctx, queueLimit)
+	defer cancel()
+	reply, err := c.nc.RequestWithContext(ctx, subjectQueue+"."+worker, []byte(id))
+	if err == nil {
+		if text := reply.Header.Get(headerError); text != "" {
+			err = errors.New(text)
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("bus: queue %s at %s: %w", id, c.node, err)
+	}
+	return nil
+}
 
 func (c *Conn) openQueue(ctx context.Context, id QueueID) error {
 	_, err := c.js.CreateOrUpdateConsumer(ctx, id.stream(), jetstream.ConsumerConfig{

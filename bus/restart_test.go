@@ -10,7 +10,10 @@ import (
 // After a restart of the server connections are there again, calls that run go on and what is in
 // files is there; calls that wait in the queues, which are lost, are published again.
 func TestRestartKeepsCallsAndEvents(t *testing.T) {
-	p := newPlane(t, 64<<20)
+	onPlanes(t, 64<<20, testRestartKeepsCallsAndEvents)
+}
+
+func testRestartKeepsCallsAndEvents(t *testing.T, p *plane) {
 	if err := p.control.EnsureStreams(t.Context(), StreamsConfig{StorageBytes: MinStorageBytes, Replicas: 1, EventShards: 1}); err != nil {
 		t.Fatal(err)
 	}

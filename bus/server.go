@@ -2,6 +2,7 @@ package bus
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -9,10 +10,13 @@ import (
 	"net/http"
 	"net/url"
 	"strconv"
+	"strings"
 	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
+
+	"github.com/doze-run/doze/bus/nodetls"
 )
 
 // Bounds of the embedded server that differ from its defaults.
@@ -25,6 +29,8 @@ const (
 	maxPending = 256 << 20
 	// startLimit bounds how long an embedded server may take to accept connections.
 	startLimit = 10 * time.Second
+	// tlsLimit is how long one who connects may take to show its certificate, in seconds.
+	tlsLimit = 5.0
 )
 
 // ServerConfig configures the embedded NATS server.
@@ -42,6 +48,12 @@ type ServerConfig struct {
 	Listen string
 	// Advertise is Listen as others reach it, "" for the same.
 	Advertise string
+	// TLS has everybody who connects show a certificate of the cluster's, which says what they may
+	// (permit.go); nil: whoever connects may do everything.
+	TLS *nodetls.Node
+	// Streams is whether the server has the durable plane, which workers see other parts of than of
+	// the call plane.
+	Streams bool
 	// Cluster makes the server one of several that keep streams together; nil: it is alone.
 	Cluster *ServerCluster
 	Logger  *slog.Logger
@@ -61,13 +73,15 @@ type ServerCluster struct {
 // Server is an embedded NATS server with JetStream.
 type Server struct {
 	config ServerConfig
-	inner  atomic.Pointer[server.Server]
+	// password is what this process's own connections show, where others show certificates.
+	password string
+	inner    atomic.Pointer[server.Server]
 }
 
 // StartServer starts an embedded server. Connections are made in process, and over TCP if it listens.
 // It returns when the server is ready for them.
 func StartServer(config ServerConfig) (*Server, error) {
-	s := &Server{config: config}
+	s := &Server{config: config, password: rand.Text()}
 	return s, s.start()
 }
 
@@ -93,11 +107,16 @@ func (s *Server) start() error {
 	if err := s.config.network(options); err != nil {
 		return err
 	}
+	gate := &gate{password: s.password, streams: s.config.Streams, log: s.config.Logger}
+	if s.config.TLS != nil {
+		options.CustomClientAuthentication = gate
+	}
 	inner, err := server.NewServer(options)
 	if err != nil {
 		return fmt.Errorf("bus: configure server: %w", err)
 	}
 	inner.SetLoggerV2(serverLog{s.config.Logger}, false, false, false)
+	gate.open(inner)
 	inner.Start()
 	if !inner.ReadyForConnections(startLimit) {
 		inner.Shutdown()
@@ -106,6 +125,12 @@ func (s *Server) start() error {
 	if !inner.JetStreamEnabled() {
 		inner.Shutdown()
 		return errors.New("bus: JetStream did not start; the log says why (is the data folder writable and the disk not full?)")
+	}
+	if s.config.TLS != nil {
+		if err := gate.share(inner); err != nil {
+			inner.Shutdown()
+			return err
+		}
 	}
 	s.inner.Store(inner)
 	return nil
@@ -123,6 +148,12 @@ func (c *ServerConfig) network(options *server.Options) error {
 	options.ClientAdvertise = c.Advertise
 	options.PingInterval, options.MaxPingsOut = pingEvery, pingsOut
 	options.WriteDeadline = 2 * time.Second
+	if c.TLS != nil {
+		options.TLS, options.TLSVerify, options.TLSTimeout = true, true, tlsLimit
+		options.TLSConfig = c.TLS.Server(nodetls.Control, nodetls.Worker)
+		// Who has no certificate learns nothing, not even the server's name.
+		options.TLSHandshakeFirst = true
+	}
 	if c.Cluster == nil {
 		return nil
 	}
@@ -132,6 +163,9 @@ func (c *ServerConfig) network(options *server.Options) error {
 	}
 	cluster.Name, cluster.Advertise = c.Cluster.Name, c.Cluster.Advertise
 	cluster.PingInterval, cluster.MaxPingsOut = pingEvery, pingsOut
+	if c.TLS != nil {
+		cluster.TLSConfig, cluster.TLSTimeout = c.TLS.Both(nodetls.Control), tlsLimit
+	}
 	for _, route := range c.Cluster.Routes {
 		options.Routes = append(options.Routes, &url.URL{Scheme: "nats", Host: route})
 	}
@@ -202,8 +236,14 @@ func (s *Server) stop() {
 type serverLog struct{ log *slog.Logger }
 
 func (l serverLog) Noticef(format string, v ...any) { l.log.Debug(fmt.Sprintf(format, v...)) }
-func (l serverLog) Warnf(format string, v ...any)   { l.log.Warn(fmt.Sprintf(format, v...)) }
-func (l serverLog) Errorf(format string, v ...any)  { l.log.Error(fmt.Sprintf(format, v...)) }
-func (l serverLog) Fatalf(format string, v ...any)  { l.log.Error(fmt.Sprintf(format, v...)) }
-func (l serverLog) Debugf(format string, v ...any)  { l.log.Debug(fmt.Sprintf(format, v...)) }
-func (l serverLog) Tracef(format string, v ...any)  { l.log.Debug(fmt.Sprintf(format, v...)) }
+func (l serverLog) Warnf(format string, v ...any) {
+	// nodetls checks certificates itself, by role and authority, which NATS cannot know.
+	if strings.HasPrefix(format, "TLS certificate chain and hostname of solicited routes will not be verified") {
+		return
+	}
+	l.log.Warn(fmt.Sprintf(format, v...))
+}
+func (l serverLog) Errorf(format string, v ...any) { l.log.Error(fmt.Sprintf(format, v...)) }
+func (l serverLog) Fatalf(format string, v ...any) { l.log.Error(fmt.Sprintf(format, v...)) }
+func (l serverLog) Debugf(format string, v ...any) { l.log.Debug(fmt.Sprintf(format, v...)) }
+func (l serverLog) Tracef(format string, v ...any) { l.log.Debug(fmt.Sprintf(format, v...)) }

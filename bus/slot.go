@@ -123,7 +123,11 @@ func (s *Slot) Park(priority, batch int, limit time.Duration) error {
 		return err
 	}
 	s.parked.Store(home)
-	if err := home.nc.PublishRequest(s.queue.pullTo, s.inbox, pull); err != nil {
+	to := s.queue.pullTo
+	if home.guarded {
+		to = s.queue.relay
+	}
+	if err := home.nc.PublishRequest(to, s.inbox, pull); err != nil {
 		return fmt.Errorf("bus: park: %w", err)
 	}
 	return nil
@@ -141,8 +145,8 @@ func (s *Slot) Claim(d *Delivery) error {
 	s.mu.Unlock()
 	buffer := bufferPool.Get().(*[]byte)
 	defer bufferPool.Put(buffer)
-	*buffer = append(appendHead((*buffer)[:0], kindClaim, d.from.token, d.ID), s.queue.worker...)
-	if err := d.route.nc.PublishRequest(d.asker(), s.inbox, *buffer); err != nil {
+	*buffer = appendHead((*buffer)[:0], kindClaim, d.from.token, d.ID)
+	if err := d.route.nc.PublishRequest(d.asker, s.inbox, *buffer); err != nil {
 		s.take(d.ID)
 		return fmt.Errorf("bus: claim: %w", err)
 	}
@@ -246,7 +250,7 @@ func (s *Slot) receive(at *Conn, m *nats.Msg) {
 }
 
 func (s *Slot) delivered(at *Conn, m *nats.Msg) {
-	d := &Delivery{home: at, mesh: s.queue.mesh, ack: m.Reply, DeliveredAt: time.Now()}
+	d := &Delivery{home: at, mesh: s.queue.mesh, ack: at.ackTo(s.queue.worker, m.Reply), DeliveredAt: time.Now()}
 	var err error
 	if d.Call, d.from, d.deferred, err = parseCall(m.Data); err != nil {
 		// Nobody can run it and nobody can be told: it is not one of ours.
@@ -255,6 +259,7 @@ func (s *Slot) delivered(at *Conn, m *nats.Msg) {
 		s.handler.Unparked(false)
 		return
 	}
+	d.asker = subjectAsker + "." + d.from.asker + "." + s.queue.worker
 	s.handler.Delivered(d)
 }
 
@@ -305,7 +310,7 @@ func (s *Slot) chunk(at *Conn, m *nats.Msg, id CallID, piece []byte) {
 	if d == nil {
 		return
 	}
-	if err := at.nc.Publish(m.Reply, appendHead(nil, kindCredit, d.from.token, id)); err != nil {
+	if err := at.nc.Publish(d.asker, appendHead(nil, kindCredit, d.from.token, id)); err != nil {
 		at.log.Warn("bus: credit", "err", err)
 	}
 	if int64(len(d.Body)) == d.total {
@@ -322,7 +327,7 @@ func (s *Slot) Answer(d *Delivery, a *Answer) error {
 	route := s.queue.mesh.detour(d.route)
 	buffer := bufferPool.Get().(*[]byte)
 	message := appendAnswer((*buffer)[:0], d.from.token, d.ID, a, chunked)
-	err := route.nc.Publish(d.asker(), message)
+	err := route.nc.Publish(d.asker, message)
 	if cap(message) <= inlineBytes {
 		*buffer = message
 		bufferPool.Put(buffer)
@@ -343,7 +348,7 @@ func (s *Slot) Answer(d *Delivery, a *Answer) error {
 	s.sending.Go(func() {
 		defer s.sent(d)
 		err := sendChunks(a.Payload, d.credits, answerSlack, func(piece []byte) error {
-			return route.nc.PublishRequest(d.asker(), s.inbox, append(appendHead(nil, kindChunk, d.from.token, d.ID), piece...))
+			return route.nc.PublishRequest(d.asker, s.inbox, append(appendHead(nil, kindChunk, d.from.token, d.ID), piece...))
 		})
 		if err != nil {
 			route.log.Warn("bus: sending an answer failed", "err", err)
@@ -387,6 +392,7 @@ type Delivery struct {
 	home      *Conn // where it came from, and is settled
 	route     *Conn // to its asker, once it is claimed
 	from      address
+	asker     string // its inbox for this worker
 	ack       string
 	deferred  bool
 	claimedAt time.Time
@@ -396,8 +402,6 @@ type Delivery struct {
 
 // Late says that the call, though granted, must not be begun any more.
 func (d *Delivery) Late() bool { return d.begin > 0 && time.Since(d.claimedAt) >= d.begin }
-
-func (d *Delivery) asker() string { return subjectAsker + "." + d.from.asker }
 
 var (
 	ackDone     = []byte("+ACK")
@@ -424,7 +428,7 @@ func (d *Delivery) acknowledge(what []byte) {
 
 // Starting tells the one who asked that an instance is being started for the call.
 func (d *Delivery) Starting() {
-	if err := d.mesh.route(d.from.asker, d.home).nc.Publish(d.asker(), appendHead(nil, kindStarting, d.from.token, d.ID)); err != nil {
+	if err := d.mesh.route(d.from.asker, d.home).nc.Publish(d.asker, appendHead(nil, kindStarting, d.from.token, d.ID)); err != nil {
 		d.home.log.Warn("bus: starting", "err", err)
 	}
 }
@@ -432,7 +436,7 @@ func (d *Delivery) Starting() {
 // Fail answers an unclaimed delivery with a fault and settles it: no worker could do better.
 func (d *Delivery) Fail(worker string, fault *Fault) {
 	message := appendAnswer(nil, d.from.token, d.ID, &Answer{Worker: worker, Fault: fault}, false)
-	if err := d.mesh.route(d.from.asker, d.home).nc.Publish(d.asker(), message); err != nil {
+	if err := d.mesh.route(d.from.asker, d.home).nc.Publish(d.asker, message); err != nil {
 		d.home.log.Warn("bus: fail", "err", err)
 	}
 	d.settle()

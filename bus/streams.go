@@ -22,9 +22,10 @@ const (
 
 	subjectEvent   = "e"  // e.<shard>.<account>.<function>: an accepted event
 	subjectTimer   = "t"  // t.<shard>.at.<id>: an event waiting for its time; t.<shard>.due.<account>.<function>: its time has come
-	subjectUsage   = "u"  // u.<epoch>: a usage batch
-	subjectApplied = "ua" // ua.<epoch>: how far the ledger has come (core, not stored)
-	subjectMark    = "um" // um: asks for the mark of an epoch (core request)
+	subjectUsage   = "u"  // u.<worker>.<epoch>: a usage batch
+	subjectApplied = "ua" // ua.<worker>.<epoch>: how far the ledger has come (core, not stored)
+	subjectMark    = "um" // um.<worker>: asks for the mark of an epoch (core request)
+	subjectCode    = "k"  // k.<worker>: asks for a piece of a code package (core request)
 	subjectLog     = "l"  // l.<account>.<function>: log chunks
 )
 
@@ -158,7 +159,7 @@ func (c *Conn) EnsureStreams(ctx context.Context, config StreamsConfig) error {
 	}
 	if err := c.ensureStream(ctx, jetstream.StreamConfig{
 		Name:       usageStream,
-		Subjects:   []string{subjectUsage + ".*"},
+		Subjects:   []string{subjectUsage + ".*.*"},
 		Storage:    jetstream.FileStorage,
 		Replicas:   config.Replicas,
 		Retention:  jetstream.WorkQueuePolicy,

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -55,7 +56,7 @@ func (u *Usage) PublishUsage(ctx context.Context, batch *dozev1.UsageBatch) erro
 	// The id names the whole run, not only where it begins: after a restart the journal may be cut
 	// into other batches, and one that begins like an earlier one must not be taken for it.
 	id := fmt.Sprintf("%s-%d-%d-%t", batch.Epoch, batch.FirstSequence, len(batch.Function), batch.Last)
-	if _, err := u.c.js.Publish(ctx, subjectUsage+"."+token(batch.Epoch), data, jetstream.WithMsgID(id)); err != nil {
+	if _, err := u.c.js.Publish(ctx, subjectUsage+"."+u.c.name+"."+token(batch.Epoch), data, jetstream.WithMsgID(id)); err != nil {
 		if isFull(err) {
 			return ErrUsageFull
 		}
@@ -67,6 +68,8 @@ func (u *Usage) PublishUsage(ctx context.Context, batch *dozev1.UsageBatch) erro
 // UsageDelivery is one stored batch in the collector's hands.
 type UsageDelivery struct {
 	Batch *dozev1.UsageBatch
+	// Worker is who shipped it.
+	Worker string
 
 	msg     jetstream.Msg
 	settled atomic.Bool
@@ -165,7 +168,12 @@ func (u *Usage) consume(ctx context.Context, handler func(context.Context, []*Us
 func (u *Usage) take(taken []*UsageDelivery, size int, pulled jetstream.MessageBatch) ([]*UsageDelivery, int) {
 	for msg := range pulled.Messages() {
 		batch := &dozev1.UsageBatch{}
-		if err := proto.Unmarshal(msg.Data(), batch); err != nil {
+		worker, epoch, _ := strings.Cut(strings.TrimPrefix(msg.Subject(), subjectUsage+"."), ".")
+		err := proto.Unmarshal(msg.Data(), batch)
+		if err == nil && token(batch.Epoch) != epoch {
+			err = errors.New("it is of another epoch than its subject says")
+		}
+		if err != nil {
 			// The worker still has it in its journal, and ships it again when the mark does not come.
 			u.c.log.Error("unreadable usage batch dropped", "subject", msg.Subject(), "bytes", len(msg.Data()), "err", err)
 			if err := msg.Term(); err != nil {
@@ -173,32 +181,32 @@ func (u *Usage) take(taken []*UsageDelivery, size int, pulled jetstream.MessageB
 			}
 			continue
 		}
-		taken = append(taken, &UsageDelivery{Batch: batch, msg: msg})
+		taken = append(taken, &UsageDelivery{Batch: batch, Worker: worker, msg: msg})
 		size += len(msg.Data())
 	}
 	return taken, size
 }
 
-// AnnounceApplied tells the worker of an epoch how far the ledger has come. It is not stored: a
+// AnnounceApplied tells the worker that shipped an epoch how far the ledger has come. It is not stored: a
 // worker that misses it hears the next one, or asks.
-func (u *Usage) AnnounceApplied(applied *dozev1.UsageApplied) error {
+func (u *Usage) AnnounceApplied(worker string, applied *dozev1.UsageApplied) error {
 	data, err := proto.Marshal(applied)
 	if err != nil {
 		return fmt.Errorf("bus: encode mark: %w", err)
 	}
-	if err := u.c.nc.Publish(subjectApplied+"."+token(applied.Epoch), data); err != nil {
+	if err := u.c.nc.Publish(subjectApplied+"."+token(worker)+"."+token(applied.Epoch), data); err != nil {
 		return fmt.Errorf("bus: announce mark: %w", err)
 	}
 	return nil
 }
 
-// OnApplied calls f, one call at a time, with every mark that is announced, for whichever epoch: a
-// worker may still have journals of its earlier ones. No call begins after stop has returned; f
+// OnApplied calls f, one call at a time, with every mark that is announced to this worker, for whichever
+// epoch: it may still have journals of its earlier ones. No call begins after stop has returned; f
 // must neither block nor call stop.
 func (u *Usage) OnApplied(f func(*dozev1.UsageApplied)) (stop func(), err error) {
 	var mu sync.Mutex
 	stopped := false
-	sub, err := u.c.nc.Subscribe(subjectApplied+".*", func(msg *nats.Msg) {
+	sub, err := u.c.nc.Subscribe(subjectApplied+"."+u.c.name+".*", func(msg *nats.Msg) {
 		applied := &dozev1.UsageApplied{}
 		if err := proto.Unmarshal(msg.Data, applied); err != nil {
 			u.c.log.Warn("unreadable mark", "err", err)
@@ -228,7 +236,7 @@ func (u *Usage) AppliedMark(ctx context.Context, epoch string) (uint64, error) {
 	if err != nil {
 		return 0, fmt.Errorf("bus: encode mark: %w", err)
 	}
-	msg, err := u.c.nc.RequestWithContext(ctx, subjectMark, data)
+	msg, err := u.c.nc.RequestWithContext(ctx, subjectMark+"."+u.c.name, data)
 	switch {
 	case errors.Is(err, nats.ErrNoResponders):
 		return 0, ErrNoCollector
@@ -247,7 +255,7 @@ func (u *Usage) AppliedMark(ctx context.Context, epoch string) (uint64, error) {
 
 // AnswerApplied answers AppliedMark with mark, one call at a time, until stop. The collector does.
 func (u *Usage) AnswerApplied(mark func(epoch string) (uint64, error)) (stop func() error, err error) {
-	sub, err := u.c.nc.Subscribe(subjectMark, func(msg *nats.Msg) {
+	sub, err := u.c.nc.Subscribe(subjectMark+".*", func(msg *nats.Msg) {
 		reply := nats.NewMsg(msg.Reply)
 		applied := &dozev1.UsageApplied{}
 		err := proto.Unmarshal(msg.Data, applied)

@@ -217,7 +217,7 @@ func TestAppliedMarks(t *testing.T) {
 		t.Fatal(err)
 	}
 	announce := func(epoch string, sequence uint64) {
-		if err := u.AnnounceApplied(&dozev1.UsageApplied{Epoch: epoch, Sequence: sequence}); err != nil {
+		if err := u.AnnounceApplied("store", &dozev1.UsageApplied{Epoch: epoch, Sequence: sequence}); err != nil {
 			t.Error(err)
 		}
 		if err := s.conn.nc.Flush(); err != nil {

@@ -12,6 +12,7 @@ import (
 
 	"github.com/doze-run/doze/bus"
 	"github.com/doze-run/doze/bus/gossip"
+	"github.com/doze-run/doze/bus/nodetls"
 )
 
 const (
@@ -45,6 +46,9 @@ type Cluster struct {
 	Bootstrap bool
 	// GossipKey encrypts gossip, nil for none.
 	GossipKey []byte
+	// TLS is this node's certificate. With it only nodes with one of the same authority connect, and
+	// workers may do what workers do; nil: whoever connects may do everything.
+	TLS *nodetls.Node
 }
 
 // replicas is how many copies of its streams a cluster keeps.
@@ -64,6 +68,9 @@ func (c *Control) openCluster(ctx context.Context, background context.Context) e
 	raft, err := net.Listen("tcp", c.config.Cluster.Raft)
 	if err != nil {
 		return fmt.Errorf("control: raft: %w", err)
+	}
+	if certificate := c.config.Cluster.TLS; certificate != nil {
+		raft = certificate.Listen(raft, c.config.Logger, nodetls.Control)
 	}
 	if err := c.openMembers(raft.Addr()); err != nil {
 		return errors.Join(err, raft.Close())
@@ -92,7 +99,7 @@ func (c *Control) openHome(ctx context.Context) (err error) {
 	}
 	if c.calls, err = bus.StartServer(bus.ServerConfig{
 		Name: cluster.Name + "-calls", StoreDir: dir, MemoryBytes: c.config.QueueBytes, SyncInterval: c.config.SyncInterval,
-		Listen: cluster.Calls, Advertise: advertise(cluster.Host, cluster.Calls), Logger: c.config.Logger,
+		Listen: cluster.Calls, Advertise: advertise(cluster.Host, cluster.Calls), TLS: cluster.TLS, Logger: c.config.Logger,
 	}); err != nil {
 		return err
 	}
@@ -104,7 +111,7 @@ func (c *Control) openHome(ctx context.Context) (err error) {
 	if err := c.home.EnsureCallPlane(ctx, c.config.QueueBytes); err != nil {
 		return err
 	}
-	c.mesh = bus.NewMesh(cluster.Name, c.home, c.config.Logger)
+	c.mesh = bus.NewMesh(cluster.Name, c.home, cluster.TLS, c.config.Logger)
 	c.onClose(func(context.Context) error { return c.mesh.Close() })
 	return nil
 }
@@ -172,7 +179,7 @@ func (c *Control) openStreams(ctx context.Context) (err error) {
 	}
 	config := bus.ServerConfig{
 		Name: cluster.Name, StoreDir: dir, StoreBytes: c.config.StoreBytes, SyncInterval: c.config.SyncInterval,
-		Listen: cluster.Streams, Advertise: advertise(cluster.Host, cluster.Streams), Logger: c.config.Logger,
+		Listen: cluster.Streams, Advertise: advertise(cluster.Host, cluster.Streams), TLS: cluster.TLS, Streams: true, Logger: c.config.Logger,
 	}
 	if len(peers) > 1 {
 		config.Cluster = &bus.ServerCluster{
@@ -219,6 +226,11 @@ func (c *Control) openStores(shards int) (err error) {
 		return err
 	}
 	c.onClose(c.logs.Close)
+	stop, err := c.conn.ServeCode()
+	if err != nil {
+		return err
+	}
+	c.onClose(func(context.Context) error { return stop() })
 	return nil
 }
 

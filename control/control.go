@@ -195,7 +195,7 @@ func (c *Control) openBus(ctx context.Context) error {
 	}
 	c.home = c.conn
 	c.onClose(func(context.Context) error { return c.conn.Close() })
-	c.mesh = bus.NewMesh(aloneName, c.home, c.config.Logger)
+	c.mesh = bus.NewMesh(aloneName, c.home, nil, c.config.Logger)
 	if err := c.conn.EnsureCallPlane(ctx, c.config.QueueBytes); err != nil {
 		return err
 	}

@@ -2,6 +2,7 @@ package control
 
 import (
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -11,6 +12,7 @@ import (
 	"time"
 
 	"github.com/doze-run/doze/bus/gossip"
+	"github.com/doze-run/doze/bus/nodetls"
 	"github.com/doze-run/doze/control/quorum"
 )
 
@@ -39,6 +41,12 @@ func (c *Control) joinState(ctx context.Context, raft net.Listener) error {
 		Advertise: advertise(c.config.Cluster.Host, raft.Addr().String()), Resolve: c.raftAddress, Forward: (*forwarder)(c),
 		Timing: quorum.Timing{Lease: 500 * time.Millisecond, Commit: 10 * time.Millisecond},
 		Logger: c.config.Logger,
+	}
+	if certificate := c.config.Cluster.TLS; certificate != nil {
+		dialer := tls.Dialer{Config: certificate.Client(nodetls.Control)}
+		config.Dial = func(ctx context.Context, address string) (net.Conn, error) {
+			return dialer.DialContext(ctx, "tcp", address)
+		}
 	}
 	has, err := hasState(c.config)
 	if err == nil && !has {

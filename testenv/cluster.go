@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strconv"
 	"sync"
 	"syscall"
@@ -22,6 +23,7 @@ type Cluster struct {
 
 	t    testing.TB
 	join string // gossip address of the first control node
+	ca   string // folder of its authority, "" for none
 }
 
 // Member is one process of a cluster. A control node's methods are those of a Dev.
@@ -29,12 +31,56 @@ type Member struct {
 	*Dev
 	Name   string
 	Gossip string
+	// Raft, Calls, Streams and Routes are where a control node listens for other nodes.
+	Raft, Calls, Streams, Routes string
+	// TLSDir is the folder with its certificate, "" for none.
+	TLSDir string
 }
 
 // StartCluster starts a cluster and waits until every node is ready. The flags are the workers'.
 func StartCluster(t testing.TB, controls, workers int, flags ...string) *Cluster {
 	t.Helper()
-	c := &Cluster{t: t}
+	return startCluster(&Cluster{t: t}, controls, workers, flags)
+}
+
+// StartSecureCluster is StartCluster with certificates, made as an operator would.
+func StartSecureCluster(t testing.TB, controls, workers int, flags ...string) *Cluster {
+	t.Helper()
+	return startCluster(&Cluster{t: t, ca: Authority(t)}, controls, workers, flags)
+}
+
+// Authority makes a cluster's authority and is its folder.
+func Authority(t testing.TB) string {
+	t.Helper()
+	dir := filepath.Join(t.TempDir(), "ca")
+	if out, err := exec.Command(Binary(t), "ca", "init", "--dir", dir).CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	return dir
+}
+
+// Issue makes a node's folder with its certificate.
+func Issue(t testing.TB, authority, role, name string) string {
+	t.Helper()
+	dir := filepath.Join(t.TempDir(), name)
+	if out, err := exec.Command(Binary(t), "ca", "issue", name, "--role", role, "--dir", authority, "--out", dir).CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	return dir
+}
+
+// secure gives a node its certificate, in a cluster that has an authority.
+func (c *Cluster) secure(n *Member, role string) *Member {
+	if c.ca != "" {
+		n.TLSDir = Issue(c.t, c.ca, role, n.Name)
+		n.places = append(n.places, "--tls-dir", n.TLSDir)
+	}
+	return n
+}
+
+func startCluster(c *Cluster, controls, workers int, flags []string) *Cluster {
+	c.t.Helper()
+	t := c.t
 	for i := range controls {
 		c.Controls = append(c.Controls, c.control(fmt.Sprintf("c%d", i+1), controls))
 	}
@@ -54,24 +100,25 @@ func (c *Cluster) control(name string, expect int) *Member {
 		c.join = gossip
 	}
 	dir := c.t.TempDir()
-	return &Member{Name: name, Gossip: gossip, Dev: &Dev{
+	at := func(port string) string { return "127.0.0.1:" + port }
+	return c.secure(&Member{Name: name, Gossip: gossip, Raft: at(ports[1]), Calls: at(ports[2]), Streams: at(ports[3]), Routes: at(ports[4]), Dev: &Dev{
 		t: c.t, binary: Binary(c.t), DataDir: dir, KeyID: "AKIDTEST", Secret: "secret", verb: "control", command: exec.Command,
 		places: []string{
 			"--data-dir", dir, "--name", name, "--join", c.join, "--gossip-port", ports[0], "--raft-port", ports[1], "--calls-port", ports[2],
 			"--streams-port", ports[3], "--routes-port", ports[4], "--listen", "127.0.0.1:" + ports[5], "--grpc-listen", "127.0.0.1:" + ports[6],
 			"--bootstrap-expect", strconv.Itoa(expect),
 		},
-	}}
+	}}, "control")
 }
 
 // AddWorker adds a worker that is not started yet.
 func (c *Cluster) AddWorker(flags ...string) *Member {
 	name := fmt.Sprintf("w%d", len(c.Workers)+1)
 	dir := c.t.TempDir()
-	w := &Member{Name: name, Dev: &Dev{
+	w := c.secure(&Member{Name: name, Dev: &Dev{
 		t: c.t, binary: Binary(c.t), DataDir: dir, KeyID: "AKIDTEST", Secret: "secret", verb: "worker", command: exec.Command, args: flags,
 		places: []string{"--data-dir", dir, "--name", name, "--join", c.join, "--gossip-port", "0"},
-	}}
+	}}, "worker")
 	c.Workers = append(c.Workers, w)
 	return w
 }

@@ -123,8 +123,8 @@ func (l *launcher) Launch(ctx context.Context, start *pool.Start, handler instan
 }
 
 // objects is the code store as the cache sees it.
-type objects struct{ *bus.Objects }
+type objects struct{ *bus.Code }
 
 func (o objects) GetCode(ctx context.Context, sha256 string) (io.ReadCloser, int64, error) {
-	return o.Objects.Get(ctx, sha256)
+	return o.Code.Get(ctx, sha256)
 }

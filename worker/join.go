@@ -10,6 +10,7 @@ import (
 
 	"github.com/doze-run/doze/bus"
 	"github.com/doze-run/doze/bus/gossip"
+	"github.com/doze-run/doze/bus/nodetls"
 )
 
 // lookAgain is how often it is looked for control nodes that gossip has no word of.
@@ -31,7 +32,9 @@ type Cluster struct {
 	Join []string
 	// GossipKey encrypts gossip, nil for none.
 	GossipKey []byte
-	Version   string
+	// TLS is this node's certificate, which control nodes ask for; nil for none.
+	TLS     *nodetls.Node
+	Version string
 }
 
 // openBus connects to the control nodes: to the call plane of each, and to the durable plane of any. It
@@ -43,7 +46,7 @@ func (w *Worker) openBus(ctx context.Context) (err error) {
 			return err
 		}
 		w.onClose(func(context.Context) error { return w.conn.Close() })
-		w.mesh = bus.NewMesh(w.config.Name, w.conn, w.config.Logger)
+		w.mesh = bus.NewMesh(w.config.Name, w.conn, nil, w.config.Logger)
 		return nil
 	}
 	cluster := w.config.Cluster
@@ -63,7 +66,7 @@ func (w *Worker) openBus(ctx context.Context) (err error) {
 		return err
 	}
 	w.onClose(func(context.Context) error { return w.conn.Close() })
-	w.mesh = bus.NewMesh(w.config.Name, nil, w.config.Logger)
+	w.mesh = bus.NewMesh(w.config.Name, nil, cluster.TLS, w.config.Logger)
 	w.onClose(func(context.Context) error { return w.mesh.Close() })
 	background, stop := context.WithCancel(context.WithoutCancel(ctx))
 	var following sync.WaitGroup // while the worker drains, too
@@ -88,7 +91,7 @@ func (w *Worker) connectStreams(ctx context.Context) (*bus.Conn, error) {
 			}
 		}
 		if len(urls) > 0 {
-			conn, err := bus.Connect(ctx, bus.ConnConfig{Name: w.config.Name, URLs: urls, Logger: w.config.Logger})
+			conn, err := bus.Connect(ctx, bus.ConnConfig{Name: w.config.Name, URLs: urls, TLS: w.config.Cluster.TLS, Logger: w.config.Logger})
 			if err == nil {
 				return conn, nil
 			}

@@ -184,7 +184,7 @@ func (w *Worker) openParts(ctx context.Context) error {
 		return err
 	}
 	if w.cache, err = code.Open(code.Config{
-		Dir: w.dir("code"), MaxBytes: codeCacheBytes, Store: objects{w.conn.Objects()}, Logger: w.config.Logger,
+		Dir: w.dir("code"), MaxBytes: codeCacheBytes, Store: objects{w.conn.Code()}, Logger: w.config.Logger,
 	}); err != nil {
 		return err
 	}

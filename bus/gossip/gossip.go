@@ -43,6 +43,8 @@ const (
 	// joinEvery is how often nodes are looked for that ought to be there.
 	joinEvery = time.Second
 	dialLimit = 2 * time.Second
+	// aloneTell is how often the log is told that nobody is there, from when nobody was for so long.
+	aloneTell = 5 * time.Second
 	// reclaim is after what time a dead node's name may come back with another address.
 	reclaim = time.Second
 	// leaveLimit bounds telling the others that one leaves.
@@ -93,6 +95,8 @@ type Members struct {
 	log   *slog.Logger
 	list  *memberlist.Memberlist
 	seeds []string
+	// encrypted: what is said is.
+	encrypted bool
 
 	mu      sync.Mutex
 	self    Node
@@ -107,7 +111,7 @@ func Open(config Config) (*Members, error) {
 	if err != nil {
 		return nil, fmt.Errorf("gossip: listen: %w", err)
 	}
-	m := &Members{log: config.Logger, self: config.Self, seeds: config.Join, changed: make(chan struct{})}
+	m := &Members{log: config.Logger, self: config.Self, seeds: config.Join, encrypted: config.Key != nil, changed: make(chan struct{})}
 	c := memberlist.DefaultLANConfig()
 	c.Name = config.Self.Name
 	c.BindAddr, c.BindPort = host, port
@@ -144,6 +148,7 @@ func (m *Members) seek(ctx context.Context) {
 	ticker := time.NewTicker(joinEvery)
 	defer ticker.Stop()
 	known := map[string]string{} // gossip address of every node that was ever seen, by name
+	alone := time.Now()          // since when, or when the log was told of it last
 	for {
 		here := map[string]bool{}
 		for _, n := range m.Nodes() {
@@ -169,6 +174,12 @@ func (m *Members) seek(ctx context.Context) {
 		if len(missing) > 0 {
 			if _, err := m.list.Join(missing); err != nil {
 				m.log.Debug("gossip: join", "addresses", missing, "err", err)
+				if len(here) == 1 && time.Since(alone) >= aloneTell {
+					alone = time.Now()
+					m.log.Warn("no node of the cluster takes this one in: are these addresses right, are nodes there, and has this one the cluster's gossip key? "+
+						"(it is in the folder that `doze ca issue` makes, given with --tls-dir; a cluster without a key takes no node with one)",
+						"addresses", missing, "encrypted", m.encrypted, "err", err)
+				}
 			}
 		}
 		select {

@@ -37,13 +37,14 @@ type Authority struct {
 	key  crypto.Signer
 }
 
-// CreateAuthority makes an authority in a folder, which is made when it is not there. It never
+// CreateAuthority makes an authority in a folder, which is made when it is not there, and with it the key
+// of the cluster's gossip. It never
 // overwrites one: every node's certificate would be worth nothing.
 func CreateAuthority(dir, name string, validity time.Duration) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return fmt.Errorf("nodetls: %w", err)
 	}
-	for _, file := range []string{KeyFile, CertFile} {
+	for _, file := range []string{KeyFile, GossipFile, CertFile} {
 		if _, err := os.Lstat(filepath.Join(dir, file)); !errors.Is(err, fs.ErrNotExist) {
 			return fmt.Errorf("nodetls: %s: %w", filepath.Join(dir, file), fs.ErrExist)
 		}
@@ -69,6 +70,9 @@ func CreateAuthority(dir, name string, validity time.Duration) error {
 	}
 	// The certificate last: an authority with one is whole.
 	if err := write(filepath.Join(dir, KeyFile), keyText, 0o600, false); err != nil {
+		return err
+	}
+	if err := write(filepath.Join(dir, GossipFile), newGossipKey(), 0o600, false); err != nil {
 		return err
 	}
 	return write(filepath.Join(dir, CertFile), encodeCert(der), 0o644, false)

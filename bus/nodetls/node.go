@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
 	"slices"
 	"sync"
@@ -26,6 +27,7 @@ const (
 // the old and the new one), without a restart. It is safe for concurrent use.
 type Node struct {
 	certFile, caFile string
+	log              *slog.Logger // told when the files cannot be read again; nil for nobody
 
 	mu     sync.Mutex
 	now    loaded
@@ -56,6 +58,9 @@ func Load(certFile, caFile string) (*Node, error) {
 
 // Identity is which node this is.
 func (n *Node) Identity() Identity { return n.current().identity }
+
+// Until is the end of its certificate's validity.
+func (n *Node) Until() time.Time { return n.current().cert.Leaf.NotAfter }
 
 // Err is why the files could not be read again, nil when they could. Until they can, what was read
 // before stays in use.
@@ -89,6 +94,18 @@ func (n *Node) Client(accept ...Role) *tls.Config {
 		InsecureSkipVerify: true,
 		VerifyConnection:   func(s tls.ConnectionState) error { return n.verify(s, x509.ExtKeyUsageServerAuth, accept) },
 	}
+}
+
+// Both is for connections that either side may make, with one configuration for the two: the routes
+// among NATS servers.
+func (n *Node) Both(accept ...Role) *tls.Config {
+	config := n.Server(accept...)
+	config.GetClientCertificate = n.Client(accept...).GetClientCertificate
+	config.InsecureSkipVerify = true // as in Client
+	config.VerifyConnection = func(s tls.ConnectionState) error {
+		return errors.Join(n.verify(s, x509.ExtKeyUsageClientAuth, accept), n.verify(s, x509.ExtKeyUsageServerAuth, accept))
+	}
+	return config
 }
 
 // Peer is who is at the other end of a connection that was made with Server or Client.
@@ -125,6 +142,7 @@ func (n *Node) current() loaded {
 	defer n.mu.Unlock()
 	if now := time.Now(); now.Sub(n.looked) >= lookAgain {
 		n.looked = now
+		before := n.err
 		if stamps, err := n.stamps(); err != nil {
 			n.err = err
 		} else if stamps != n.now.stamp {
@@ -132,6 +150,9 @@ func (n *Node) current() loaded {
 			if next, n.err = n.read(); n.err == nil {
 				n.now = next
 			}
+		}
+		if n.err != nil && before == nil && n.log != nil {
+			n.log.Warn("the certificate could not be read again: the one that was read before stays in use", "err", n.err)
 		}
 	}
 	return n.now
@@ -179,7 +200,12 @@ func (n *Node) read() (loaded, error) {
 		l.roots.AddCert(c)
 	}
 	if _, err := cert.Leaf.Verify(x509.VerifyOptions{Roots: l.roots, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}}); err != nil {
-		return l, fmt.Errorf("nodetls: %s is not of the authority in %s, or has ended: %w", n.certFile, n.caFile, err)
+		var invalid x509.CertificateInvalidError
+		if errors.As(err, &invalid) && invalid.Reason == x509.Expired {
+			return l, fmt.Errorf("nodetls: the certificate in %s has ended, or is not valid yet: look at the clock, or make it anew with `doze ca issue %s --role %s --renew`: %w",
+				n.certFile, l.identity.Name, l.identity.Role, err)
+		}
+		return l, fmt.Errorf("nodetls: the certificate in %s is not of the authority in %s: make it with `doze ca issue` where that authority is: %w", n.certFile, n.caFile, err)
 	}
 	return l, nil
 }

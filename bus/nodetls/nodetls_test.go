@@ -191,12 +191,12 @@ func TestFiles(t *testing.T) {
 		t.Errorf("an authority was overwritten: %v", err)
 	}
 	c.node(Worker, "w")
-	for name, mode := range map[string]fs.FileMode{KeyFile: 0o600, CertFile: 0o644, "w.pem": 0o600} {
+	for name, mode := range map[string]fs.FileMode{KeyFile: 0o600, GossipFile: 0o600, CertFile: 0o644, "w.pem": 0o600} {
 		if info, err := os.Stat(c.file(name)); err != nil || info.Mode().Perm() != mode {
 			t.Errorf("%s: %v, %v", name, info.Mode(), err)
 		}
 	}
-	if names, err := os.ReadDir(c.dir); err != nil || len(names) != 3 {
+	if names, err := os.ReadDir(c.dir); err != nil || len(names) != 4 {
 		t.Errorf("left behind: %v, %v", names, err)
 	}
 	if err := errors.Join(os.Chmod(c.file("w.pem"), 0o644), os.Chmod(c.file(KeyFile), 0o604)); err != nil {

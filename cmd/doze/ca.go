@@ -24,8 +24,8 @@ func newCACommand() *cobra.Command {
 		Short: "Make the certificates by which the nodes of a cluster know each other",
 		Long: `Make the certificates by which the nodes of a cluster know each other. 'doze ca init' makes the
 cluster's own authority, once, in a folder that no node needs. 'doze ca issue' makes a certificate
-for one node; the node gets that file and ca.crt. A certificate says which node it is and of which
-role: a worker's does not make a control node.`,
+for one node, in a folder that the node is given (doze control --tls-dir, doze worker --tls-dir). A
+certificate says which node it is and of which role: a worker's does not make a control node.`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
@@ -36,7 +36,7 @@ role: a worker's does not make a control node.`,
 func newCAInitCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "init",
-		Short: "Make an authority: ca.crt, which every node gets, and ca.key, which none does",
+		Short: "Make an authority: ca.crt and gossip.key, which every node gets, and ca.key, which none does",
 		Args:  noArgs,
 	}
 	dir := cmd.Flags().String("dir", "doze-ca", "`DIR` for it; an authority that is there stays as it is")
@@ -63,13 +63,14 @@ func newCAInitCommand() *cobra.Command {
 func newCAIssueCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "issue NAME --role ROLE",
-		Short: "Make a node's certificate: one file with its key in it",
-		Long: `Make a node's certificate: one file with its key in it, readable by its owner only. A node reads its
-file again when it has changed: to renew a certificate, issue it anew with --renew, in time, and put
-the file in its place.`,
+		Short: "Make a node's folder: its certificate, with its key in it, and what all nodes have",
+		Long: `Make a node's folder, to be copied to the node as it is and given with --tls-dir: its certificate with
+its key (node.pem), ca.crt and gossip.key, readable by their owner only. A node reads its files again when
+they have changed: to renew a certificate, issue it anew with --renew, in time, and put the file in its
+place.`,
 		Example: `  doze ca issue control-1 --role control --host 198.18.0.11 --host doze.example.com
-  doze ca issue worker-1 --role worker --out /etc/doze/node.pem
-  doze ca issue worker-1 --role worker --out /etc/doze/node.pem --renew`,
+  doze ca issue worker-1 --role worker --out /etc/doze/tls
+  doze ca issue worker-1 --role worker --out /etc/doze/tls --renew`,
 		Args: namedArgs("the NAME of a node"),
 	}
 	roles := []string{string(nodetls.Control), string(nodetls.Worker), string(nodetls.Client)}
@@ -77,9 +78,9 @@ the file in its place.`,
 	cmd.Flags().Var(&choiceValue{&role, roles}, "role", "what the node is: control, worker or client")
 	hosts := cmd.Flags().StringArray("host", nil, "`HOST` name or address by which clients reach it, may be repeated; nodes themselves do not look at it")
 	dir := cmd.Flags().String("dir", "doze-ca", "`DIR` of the authority")
-	out := cmd.Flags().String("out", "", "`FILE` to write (default NAME.pem in the folder of the authority)")
+	out := cmd.Flags().String("out", "", "`DIR` to write (default NAME in the folder of the authority)")
 	days := cmd.Flags().Int("days", 365, "how many `DAYS` it is valid, at most as long as the authority")
-	renew := cmd.Flags().Bool("renew", false, "replace the file if it is there")
+	renew := cmd.Flags().Bool("renew", false, "replace the certificate if there is one")
 	cmd.RegisterFlagCompletionFunc("role", oneOf(roles...))
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		if role == "" {
@@ -109,10 +110,10 @@ the file in its place.`,
 		}
 		path := *out
 		if path == "" {
-			path = filepath.Join(*dir, args[0]+".pem")
+			path = filepath.Join(*dir, args[0])
 		}
-		if err := issued.Write(path, *renew); errors.Is(err, fs.ErrExist) {
-			return fmt.Errorf("%s is there already: add --renew to replace it", path)
+		if err := issued.WriteDir(path, *dir, *renew); errors.Is(err, fs.ErrExist) {
+			return fmt.Errorf("there is a certificate in %s already: add --renew to replace it", path)
 		} else if err != nil {
 			return err
 		}

@@ -101,11 +101,11 @@ func TestCA(t *testing.T) {
 		t.Error(errs)
 	}
 	out, errs := do(exitOK, "issue", "control-1", "--role", "control", "--host", "127.0.0.1", "--dir", dir)
-	path := filepath.Join(dir, "control-1.pem")
+	path := filepath.Join(dir, "control-1")
 	if out != path+"\n" || !strings.Contains(errs, "valid until "+time.Now().UTC().AddDate(0, 0, 365).Format(time.DateOnly)) {
 		t.Errorf("%s %s", out, errs)
 	}
-	node, err := nodetls.Load(path, filepath.Join(dir, nodetls.CertFile))
+	node, err := nodetls.LoadDir(path, nil)
 	if err != nil || fmt.Sprint(node.Identity()) != "doze://control/control-1" {
 		t.Errorf("%v, %v", node, err)
 	}

@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"github.com/doze-run/doze/bus/nodetls"
 	"github.com/doze-run/doze/control"
 	"github.com/doze-run/doze/worker"
 )
@@ -30,10 +31,11 @@ func newControlCommand() *cobra.Command {
 		Long: `Run a control node: API, call queues, a copy of the state and of the bill, a part of the event store.
 A cluster has three or five of them, and any number of workers (doze worker).` + nodeLong,
 		Example: `  doze control --name c1 --bootstrap-expect 3 --join 198.18.0.11:9002 --bind 198.18.0.11 --allow-remote
+  doze control --tls-dir /etc/doze/tls --bootstrap-expect 3 --join 198.18.0.11:9002 --bind 198.18.0.11 --auth --cluster-key-file /etc/doze/cluster.key
   doze control --config control.yaml`,
 		Args: noArgs,
 	}
-	return nodeCommand(cmd, settings, settings.controlFlagSet(os.Getenv), settings.checkControl, openControl)
+	return nodeCommand(cmd, settings, nodetls.Control, settings.controlFlagSet(os.Getenv), settings.checkControl, openControl)
 }
 
 func newWorkerCommand() *cobra.Command {
@@ -43,6 +45,7 @@ func newWorkerCommand() *cobra.Command {
 		Short: "Run a worker of a cluster",
 		Long:  `Run a worker: it finds the control nodes by one address to join, takes calls and runs instances.` + nodeLong,
 		Example: `  doze worker --name w1 --join 198.18.0.11:9002 --bind 198.18.0.21 --allow-remote --memory 8GiB
+  doze worker --tls-dir /etc/doze/tls --join 198.18.0.11:9002 --bind 198.18.0.21
   doze worker --config worker.yaml`,
 		Args: noArgs,
 	}
@@ -52,11 +55,11 @@ func newWorkerCommand() *cobra.Command {
 		}
 		return settings.checkNode()
 	}
-	return nodeCommand(cmd, settings, settings.workerFlagSet(os.Getenv), check, openWorker)
+	return nodeCommand(cmd, settings, nodetls.Worker, settings.workerFlagSet(os.Getenv), check, openWorker)
 }
 
 // nodeCommand makes a command that lives as one node until it is told to stop.
-func nodeCommand(cmd *cobra.Command, settings *devSettings, flags *pflag.FlagSet, check func() error, open openFunc) *cobra.Command {
+func nodeCommand(cmd *cobra.Command, settings *devSettings, role nodetls.Role, flags *pflag.FlagSet, check func() error, open openFunc) *cobra.Command {
 	cmd.Flags().SortFlags = false
 	cmd.Flags().AddFlagSet(flags)
 	cmd.RegisterFlagCompletionFunc("log-format", oneOf("text", "json"))
@@ -69,10 +72,15 @@ func nodeCommand(cmd *cobra.Command, settings *devSettings, flags *pflag.FlagSet
 		if err := check(); err != nil {
 			return err
 		}
-		log := newLogger(cmd.ErrOrStderr(), settings).With("node", settings.Name)
+		bare := newLogger(cmd.ErrOrStderr(), settings)
+		if err := settings.takeCertificate(role, bare); err != nil {
+			return err
+		}
+		log := bare.With("node", settings.Name)
 		for _, name := range unknown {
 			log.Warn("this variable means nothing to doze "+cmd.Name(), "variable", name)
 		}
+		settings.sayHowSafe(log)
 		settings.takeRootKey(log)
 		signals := make(chan os.Signal, 2)
 		signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
@@ -96,7 +104,7 @@ func openControl(ctx context.Context, p parts) (platform, error) {
 		Cluster: &control.Cluster{
 			Name: s.Name, Host: s.host(), Gossip: s.bound(s.GossipPort), Calls: s.bound(s.CallsPort), Streams: s.bound(s.StreamsPort),
 			Routes: s.bound(s.RoutesPort), Raft: s.bound(s.RaftPort), Join: s.Join, Expect: s.BootstrapExpect,
-			Bootstrap: s.Bootstrap, GossipKey: s.GossipKey,
+			Bootstrap: s.Bootstrap, GossipKey: s.GossipKey, TLS: s.TLS,
 		},
 	})
 	if err != nil {
@@ -120,7 +128,7 @@ func openWorker(ctx context.Context, p parts) (platform, error) {
 		Name: s.Name, DataDir: p.dir.Path(), Sandbox: s.Sandbox, IdleTimeout: s.IdleTimeout, NoParking: !s.Parked,
 		MemoryBytes: s.Memory, Overcommit: s.MemoryOvercommit, HardCPU: s.CPUHardCap, Region: s.Region, Logger: p.log,
 		EgressRange: s.EgressRange, DenyEgress: s.DenyEgress, AllowEgress: s.AllowEgress,
-		Cluster: &worker.Cluster{Host: s.host(), Gossip: s.bound(s.GossipPort), Join: s.Join, GossipKey: s.GossipKey, Version: version},
+		Cluster: &worker.Cluster{Host: s.host(), Gossip: s.bound(s.GossipPort), Join: s.Join, GossipKey: s.GossipKey, TLS: s.TLS, Version: version},
 	})
 	if err != nil {
 		return nil, err

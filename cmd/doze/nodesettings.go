@@ -3,14 +3,18 @@ package main
 import (
 	"encoding/base64"
 	"fmt"
+	"log/slog"
 	"net"
 	"os"
 	"path/filepath"
 	"regexp"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/spf13/pflag"
+
+	"github.com/doze-run/doze/bus/nodetls"
 )
 
 // NodeSettings is what a control node or a worker was told of its cluster.
@@ -28,6 +32,9 @@ type NodeSettings struct {
 	// Storage bounds the streams of a control node on disk, in bytes; 0 takes the default.
 	Storage   int64
 	GossipKey []byte
+	// TLSDir is the folder with this node's certificate, "" for none; TLS is what is in it.
+	TLSDir string
+	TLS    *nodetls.Node
 }
 
 var namePattern = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$`)
@@ -68,13 +75,60 @@ func (s *devSettings) workerFlagSet(getenv func(string) string) *pflag.FlagSet {
 }
 
 func (s *devSettings) addMembership(f *pflag.FlagSet) {
-	s.Name, s.Bind, s.GossipPort = defaultName(), "127.0.0.1", 9002
-	f.Var(&patternValue{&s.Name, namePattern, "a name of letters, digits, - and _"}, "name", "this node's name, unique in the cluster and the same for ever")
+	s.Bind, s.GossipPort = "127.0.0.1", 9002
+	f.Var(&patternValue{&s.Name, namePattern, "a name of letters, digits, - and _"}, "name", "this node's name, unique in the cluster and the same for ever (default its certificate's, else this machine's)")
+	f.StringVar(&s.TLSDir, "tls-dir", "", "`DIR` that 'doze ca issue' made for this node: its certificate, which the other nodes ask for, and theirs are asked for, too (default none: nothing is encrypted)")
 	f.StringSliceVar(&s.Join, "join", nil, "`HOST:PORT` of the gossip of any node of the cluster; several may be given")
 	f.StringVar(&s.Bind, "bind", s.Bind, "`HOST` to listen on for the other nodes")
 	f.StringVar(&s.Advertise, "advertise", "", "`HOST` that the other nodes reach this one by (default --bind)")
 	f.Var(&portValue{&s.GossipPort}, "gossip-port", "where nodes tell one another who is there; port 0, here and below, for any free one")
-	f.Var(&keyValue{&s.GossipKey}, "gossip-key", "32 bytes in base64 that encrypt gossip, the same on all nodes (default none)")
+	f.Var(&keyValue{&s.GossipKey}, "gossip-key", "32 bytes in base64 that encrypt gossip, the same on all nodes (default the one in --tls-dir, else none)")
+}
+
+// takeCertificate reads this node's certificate, and takes its name and the key of gossip from beside it when
+// they were not given.
+func (s *devSettings) takeCertificate(role nodetls.Role, log *slog.Logger) (err error) {
+	if s.TLSDir == "" {
+		if s.Name == "" {
+			s.Name = defaultName()
+		}
+		return nil
+	}
+	if s.TLS, err = nodetls.LoadDir(s.TLSDir, log); err != nil {
+		return fmt.Errorf("--tls-dir %s: %w", s.TLSDir, err)
+	}
+	id := s.TLS.Identity()
+	switch {
+	case id.Role != role:
+		return fmt.Errorf("--tls-dir %s: the certificate there is %s's, a %s's: doze %s needs one that was made with `doze ca issue NAME --role %s`", s.TLSDir, id, id.Role, role, role)
+	case !namePattern.MatchString(id.Name):
+		return fmt.Errorf("--tls-dir %s: a node cannot be called %q: make its certificate with a name of letters, digits, - and _", s.TLSDir, id.Name)
+	case s.Name == "":
+		s.Name = id.Name
+	case s.Name != id.Name:
+		return fmt.Errorf("--tls-dir %s: the certificate there is %s's, and this node is called %s: leave out --name, or give it the folder that `doze ca issue %s --role %s` made", s.TLSDir, id, s.Name, s.Name, role)
+	}
+	if s.GossipKey == nil {
+		if s.GossipKey, err = nodetls.LoadGossipKey(s.TLSDir); err != nil {
+			return fmt.Errorf("--tls-dir %s: %w", s.TLSDir, err)
+		}
+	}
+	return nil
+}
+
+// soon is how long before its certificate's end a node says so at its start.
+const soon = 30 * day
+
+// sayHowSafe warns of what others can do.
+func (s *devSettings) sayHowSafe(log *slog.Logger) {
+	switch {
+	case s.TLS == nil && !isLoopback(s.bound(0)):
+		log.Warn("THIS NODE SPEAKS TO THE OTHERS IN CLEAR: whoever reaches this network can read code and calls, act as a node and run what he likes. "+
+			"Make certificates with `doze ca`, and give each node its own with --tls-dir", "bind", s.Bind)
+	case s.TLS != nil && time.Until(s.TLS.Until()) < soon:
+		log.Warn("this node's certificate ends soon: make it anew with `doze ca issue NAME --role ROLE --renew` and put it in its place; no restart is needed",
+			"until", s.TLS.Until().UTC().Format(time.DateOnly))
+	}
 }
 
 // defaultName is the machine's name, as far as it makes a node's name.
@@ -98,8 +152,8 @@ func (s *devSettings) bound(port int) string { return net.JoinHostPort(s.Bind, s
 
 // checkNode looks at what no single flag of a node can see.
 func (s *devSettings) checkNode() error {
-	if !s.AllowRemote && !isLoopback(s.bound(0)) {
-		return usagef("--bind %s can be reached from other machines, which may do what they like with this node: add --allow-remote if that is what you want", s.Bind)
+	if s.TLSDir == "" && !s.AllowRemote && !isLoopback(s.bound(0)) {
+		return usagef("--bind %s can be reached from other machines, which may do what they like with this node: give it a certificate with --tls-dir ('doze ca' makes it), or add --allow-remote if that is what you want", s.Bind)
 	}
 	if ip := net.ParseIP(s.Bind); s.Advertise == "" && ip != nil && ip.IsUnspecified() {
 		return usagef("--bind %s is every address of this machine: say with --advertise which one the other nodes reach it by", s.Bind)

@@ -39,7 +39,7 @@ type Ledger interface {
 // Stream is the usage stream; *bus.Usage is one.
 type Stream interface {
 	ConsumeUsage(ctx context.Context, handler func(context.Context, []*bus.UsageDelivery)) error
-	AnnounceApplied(applied *dozev1.UsageApplied) error
+	AnnounceApplied(worker string, applied *dozev1.UsageApplied) error
 	AnswerApplied(mark func(epoch string) (uint64, error)) (stop func() error, err error)
 }
 
@@ -116,7 +116,7 @@ func (c *Collector) collect(ctx context.Context, deliveries []*bus.UsageDelivery
 		}
 		return false
 	}
-	marks := make(map[string]uint64)
+	marks, workers := make(map[string]uint64), make(map[string]string)
 	for i, a := range applied {
 		if a.Epoch == "" {
 			continue
@@ -125,11 +125,12 @@ func (c *Collector) collect(ctx context.Context, deliveries []*bus.UsageDelivery
 		case a.Err == nil, errors.Is(a.Err, ledger.ErrGap):
 			// A gap's answer is of use, too: a worker that shipped too far hears where to go on.
 			marks[a.Epoch] = max(marks[a.Epoch], applied[i].Sequence)
+			workers[a.Epoch] = deliveries[i].Worker
 		}
 	}
 	// Announced before it is settled: a worker then trims; one that misses it asks.
 	for epoch, sequence := range marks {
-		if err := c.stream.AnnounceApplied(&dozev1.UsageApplied{Epoch: epoch, Sequence: sequence}); err != nil {
+		if err := c.stream.AnnounceApplied(workers[epoch], &dozev1.UsageApplied{Epoch: epoch, Sequence: sequence}); err != nil {
 			c.log.Warn("announce mark", "epoch", epoch, "err", err)
 		}
 	}

@@ -161,20 +161,20 @@ func newWorld(t *testing.T, m *maker, idle time.Duration) *world {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = server.Close(context.Background()) })
-	connect := func() *bus.Conn {
-		c, err := bus.ConnectHome(t.Context(), "t", bus.ConnConfig{Name: "t", Server: server, Logger: log})
+	connect := func(name string) *bus.Conn {
+		c, err := bus.ConnectHome(t.Context(), "t", bus.ConnConfig{Name: name, Server: server, Logger: log})
 		if err != nil {
 			t.Fatal(err)
 		}
 		t.Cleanup(func() { _ = c.Close() })
 		return c
 	}
-	control := connect()
+	control := connect("t")
 	if err := control.EnsureCallPlane(t.Context(), 64<<20); err != nil {
 		t.Fatal(err)
 	}
-	w := &world{t: t, maker: m, worker: connect(), spec: &dozev1.FunctionSpec{Account: "1", Function: "f", Version: "$LATEST", Revision: "r1", MemoryMb: 128}}
-	mesh := bus.NewMesh("w1", w.worker, log)
+	w := &world{t: t, maker: m, worker: connect("w1"), spec: &dozev1.FunctionSpec{Account: "1", Function: "f", Version: "$LATEST", Revision: "r1", MemoryMb: 128}}
+	mesh := bus.NewMesh("w1", w.worker, nil, log)
 	served, err := mesh.ServeWorker(t.Context(), "w1", present{})
 	if err != nil {
 		t.Fatal(err)
@@ -189,7 +189,7 @@ func newWorld(t *testing.T, m *maker, idle time.Duration) *world {
 			t.Errorf("%d instances outlive the pool", n)
 		}
 	})
-	w.mesh = bus.NewMesh("t", control, log)
+	w.mesh = bus.NewMesh("t", control, nil, log)
 	if w.asker, err = w.mesh.NewAsker(w, 64<<20); err != nil {
 		t.Fatal(err)
 	}

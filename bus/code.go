@@ -1,0 +1,202 @@
+package bus
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go"
+)
+
+// A worker asks control nodes for code, piece by piece, and not the object store: whoever may read that may
+// read all packages, while a control node gives a package only to who knows its SHA-256, and a worker is
+// told the SHA-256 of what it is to host.
+//
+// A request is the hash in hex and a sequence, 8 bytes. 0 asks for the head: size and number of chunks, 8
+// bytes each. Any other asks for the first chunk from there on, and the answer is where to go on, 8 bytes,
+// and the chunk.
+const (
+	shaHexLen = 2 * sha256.Size
+	// codeServing bounds how many requests one control node works on at once.
+	codeServing = 64
+	// codeTry is how long one control node may take for a piece, codePause the wait between two tries.
+	codeTry   = 3 * time.Second
+	codePause = 50 * time.Millisecond
+	// codeGroup is the control nodes: one of them answers.
+	codeGroup = "code"
+	// codeGone is the code of a refusal: there is no such object.
+	codeGone = "gone"
+)
+
+// ServeCode answers workers until stop, which waits for what runs. Each control node does.
+func (c *Conn) ServeCode() (stop func() error, err error) {
+	objects := c.Objects()
+	ctx, cancel := context.WithCancel(context.Background())
+	room := make(chan struct{}, codeServing)
+	var running sync.WaitGroup
+	sub, err := c.nc.QueueSubscribe(subjectCode+".*", codeGroup, func(m *nats.Msg) {
+		room <- struct{}{}
+		running.Go(func() {
+			defer func() { <-room }()
+			try, cancel := context.WithTimeout(ctx, codeTry)
+			defer cancel()
+			reply := nats.NewMsg(m.Reply)
+			var err error
+			if reply.Data, err = objects.piece(try, m.Data); err != nil {
+				reply.Header.Set(headerError, err.Error())
+				if errors.Is(err, ErrObjectNotFound) {
+					reply.Header.Set(headerCode, codeGone)
+				}
+			}
+			if err := m.RespondMsg(reply); err != nil {
+				c.log.Warn("bus: give code", "err", err)
+			}
+		})
+	})
+	if err != nil {
+		cancel()
+		return nil, fmt.Errorf("bus: serve code: %w", err)
+	}
+	return func() error {
+		err := sub.Unsubscribe()
+		cancel()
+		running.Wait()
+		return err
+	}, nil
+}
+
+// piece answers one request.
+func (o *Objects) piece(ctx context.Context, request []byte) ([]byte, error) {
+	if len(request) != shaHexLen+8 {
+		return nil, errors.New("bus: malformed request for code")
+	}
+	body, size, err := o.Get(ctx, string(request[:shaHexLen]))
+	if err != nil {
+		return nil, err
+	}
+	object := body.(*objectReader)
+	object.next = binary.BigEndian.Uint64(request[shaHexLen:])
+	if object.next == 0 {
+		head := binary.BigEndian.AppendUint64(nil, uint64(size))
+		return binary.BigEndian.AppendUint64(head, uint64(object.left)), nil
+	}
+	if object.left == 0 {
+		return nil, ErrObjectNotFound
+	}
+	if err := object.fetch(); err != nil {
+		return nil, err
+	}
+	return append(binary.BigEndian.AppendUint64(nil, object.next), object.rest...), nil
+}
+
+// Code is the object store as a worker sees it: what it knows the hash of. Its methods may be called from
+// many goroutines.
+type Code struct{ c *Conn }
+
+// Code returns the way to the code that control nodes give.
+func (c *Conn) Code() *Code { return &Code{c} }
+
+// Get returns a reader of an object's bytes and their number, as Objects.Get does.
+func (k *Code) Get(ctx context.Context, sha string) (io.ReadCloser, int64, error) {
+	if err := checkSHA(sha); err != nil {
+		return nil, 0, err
+	}
+	head, err := k.piece(ctx, sha, 0)
+	if err != nil {
+		return nil, 0, err
+	}
+	if len(head) != 16 {
+		return nil, 0, errors.New("bus: malformed answer about code")
+	}
+	size, chunks := binary.BigEndian.Uint64(head), binary.BigEndian.Uint64(head[8:])
+	if size > MaxObjectBytes {
+		return nil, 0, ErrObjectTooLarge
+	}
+	return &codeReader{ctx: ctx, code: k, sha: sha, next: 1, chunks: chunks, left: int64(size), digest: sha256.New()}, int64(size), nil
+}
+
+// piece asks until there is an answer, for as long as a stream may be without a leader.
+func (k *Code) piece(ctx context.Context, sha string, sequence uint64) ([]byte, error) {
+	request := binary.BigEndian.AppendUint64([]byte(sha), sequence)
+	for begun := time.Now(); ; {
+		try, cancel := context.WithTimeout(ctx, codeTry)
+		m, err := k.c.nc.RequestWithContext(try, subjectCode+"."+k.c.name, request)
+		cancel()
+		if err == nil {
+			text := m.Header.Get(headerError)
+			switch {
+			case text == "":
+				return m.Data, nil
+			case m.Header.Get(headerCode) == codeGone:
+				return nil, ErrObjectNotFound
+			}
+			err = errors.New(text)
+		}
+		if ctx.Err() != nil || time.Since(begun) > leaderPatience {
+			return nil, fmt.Errorf("bus: ask for code: %w", err)
+		}
+		select {
+		case <-time.After(codePause):
+		case <-ctx.Done():
+			return nil, fmt.Errorf("bus: ask for code: %w", err)
+		}
+	}
+}
+
+type codeReader struct {
+	ctx    context.Context
+	code   *Code
+	sha    string
+	next   uint64
+	chunks uint64 // that are to come
+	left   int64  // bytes
+	rest   []byte
+	digest hash.Hash
+	err    error
+}
+
+func (r *codeReader) Read(p []byte) (int, error) {
+	for len(r.rest) == 0 && r.err == nil {
+		r.err = r.fetch()
+	}
+	if len(r.rest) == 0 {
+		return 0, r.err
+	}
+	n := copy(p, r.rest)
+	r.rest = r.rest[n:]
+	return n, nil
+}
+
+func (r *codeReader) fetch() error {
+	if r.chunks == 0 {
+		if r.left != 0 || hex.EncodeToString(r.digest.Sum(nil)) != r.sha {
+			return ErrObjectHash
+		}
+		return io.EOF
+	}
+	answer, err := r.code.piece(r.ctx, r.sha, r.next)
+	if err != nil {
+		return err
+	}
+	if len(answer) < 8 || int64(len(answer)-8) > r.left {
+		return ErrObjectHash
+	}
+	r.next, r.rest = binary.BigEndian.Uint64(answer), answer[8:]
+	r.chunks--
+	r.left -= int64(len(r.rest))
+	r.digest.Write(r.rest)
+	return nil
+}
+
+// Close ends reading.
+func (r *codeReader) Close() error {
+	r.rest, r.err = nil, errors.New("bus: read of closed code")
+	return nil
+}
