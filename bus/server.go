@@ -62,6 +62,7 @@ type ServerCluster struct {
 type Server struct {
 	config ServerConfig
 	inner  atomic.Pointer[server.Server]
+	system string // the password of systemUser
 }
 
 // StartServer starts an embedded server. Connections are made in process, and over TCP if it listens.
@@ -92,6 +93,11 @@ func (s *Server) start() error {
 	}
 	if err := s.config.network(options); err != nil {
 		return err
+	}
+	if s.config.Cluster != nil {
+		if err := s.users(options); err != nil {
+			return err
+		}
 	}
 	inner, err := server.NewServer(options)
 	if err != nil {

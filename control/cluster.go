@@ -45,6 +45,9 @@ type Cluster struct {
 	Bootstrap bool
 	// GossipKey encrypts gossip, nil for none.
 	GossipKey []byte
+	// Notice is for how long a node that stops goes on taking requests while it says that it is not
+	// ready: what load balancers need to look elsewhere.
+	Notice time.Duration
 }
 
 // replicas is how many copies of its streams a cluster keeps.

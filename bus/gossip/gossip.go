@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"log"
 	"log/slog"
+	"maps"
 	"net"
 	"slices"
 	"strconv"
@@ -67,8 +68,9 @@ type Node struct {
 	// Expect is how many control nodes it was told to begin a cluster with, State what it has.
 	Expect int    `json:"e,omitempty"`
 	State  string `json:"z,omitempty"`
-	// Serving: its call queues take calls. Ready: its gateway answers.
+	// Serving: its call queues take calls. Leaving: it is stopping in order, the last that it says.
 	Serving bool   `json:"v,omitempty"`
+	Leaving bool   `json:"l,omitempty"`
 	Version string `json:"n,omitempty"`
 }
 
@@ -91,11 +93,14 @@ type Config struct {
 // Members is a running member. Its methods may be called from many goroutines.
 type Members struct {
 	log   *slog.Logger
+	name  string
 	list  *memberlist.Memberlist
 	seeds []string
 
 	mu      sync.Mutex
 	self    Node
+	known   map[string]string // gossip address of every control node that was ever seen, by name
+	gone    map[string]Gone
 	changed chan struct{} // closed and replaced at each change
 	stop    context.CancelFunc
 	running sync.WaitGroup
@@ -107,7 +112,9 @@ func Open(config Config) (*Members, error) {
 	if err != nil {
 		return nil, fmt.Errorf("gossip: listen: %w", err)
 	}
-	m := &Members{log: config.Logger, self: config.Self, seeds: config.Join, changed: make(chan struct{})}
+	m := &Members{
+		log: config.Logger, name: config.Self.Name, self: config.Self, seeds: config.Join, known: map[string]string{}, gone: map[string]Gone{}, changed: make(chan struct{}),
+	}
 	c := memberlist.DefaultLANConfig()
 	c.Name = config.Self.Name
 	c.BindAddr, c.BindPort = host, port
@@ -143,19 +150,19 @@ func Open(config Config) (*Members, error) {
 func (m *Members) seek(ctx context.Context) {
 	ticker := time.NewTicker(joinEvery)
 	defer ticker.Stop()
-	known := map[string]string{} // gossip address of every node that was ever seen, by name
 	for {
 		here := map[string]bool{}
-		for _, n := range m.Nodes() {
+		nodes := m.Nodes()
+		m.mu.Lock()
+		for _, n := range nodes {
 			here[n.Gossip] = true
 			if n.Role == Control {
-				known[n.Name] = n.Gossip
+				m.known[n.Name] = n.Gossip
 			}
 		}
-		var missing []string
-		m.mu.Lock()
-		seeds := m.seeds
+		seeds, known := m.seeds, slices.Collect(maps.Values(m.known))
 		m.mu.Unlock()
+		var missing []string
 		for _, seed := range seeds {
 			if !here[seed] && (len(here) == 1 || net.ParseIP(hostOf(seed)) != nil) {
 				missing = append(missing, seed)
@@ -234,6 +241,9 @@ func (m *Members) Update(change func(*Node)) error {
 func (m *Members) Close() error {
 	m.stop()
 	m.running.Wait()
+	if err := m.Update(func(n *Node) { n.Leaving, n.Serving = true, false }); err != nil {
+		m.log.Debug("gossip: the others will take this node for dead", "err", err)
+	}
 	if err := m.list.Leave(leaveLimit); err != nil {
 		m.log.Debug("gossip: the others will find out that this node has left", "err", err) // there may be none left
 	}
@@ -260,19 +270,6 @@ func (d *delegate) NotifyMsg([]byte)                {}
 func (d *delegate) GetBroadcasts(int, int) [][]byte { return nil }
 func (d *delegate) LocalState(bool) []byte          { return nil }
 func (d *delegate) MergeRemoteState([]byte, bool)   {}
-
-// events hears from memberlist what has changed.
-type events Members
-
-func (e *events) notify() {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	close(e.changed)
-	e.changed = make(chan struct{})
-}
-func (e *events) NotifyJoin(*memberlist.Node)   { e.notify() }
-func (e *events) NotifyLeave(*memberlist.Node)  { e.notify() }
-func (e *events) NotifyUpdate(*memberlist.Node) { e.notify() }
 
 // writer hands memberlist's log lines to slog. Its errors are about others that are not there, which
 // the cluster's own lines say better.

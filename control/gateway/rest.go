@@ -26,6 +26,9 @@ func (g *Gateway) serveHTTP(w http.ResponseWriter, r *http.Request) {
 	x := &exchange{id: newRequestID()}
 	w.Header()[headerRequestID] = []string{x.id.String()}
 	defer g.recoverHTTP(w, x)
+	if g.leaving.Load() {
+		w.Header().Set("Connection", "close")
+	}
 	path := r.URL.EscapedPath()
 	if path == "/readyz" || path == "/healthz" {
 		g.serveHealth(w, r, path == "/readyz")
