@@ -41,18 +41,25 @@ func (s *Server) users(options *server.Options) error {
 }
 
 // Leads is how many streams, and groups of servers behind consumers and behind all streams, this server
-// leads, and how many of all that it has a part in have no leader that it knows of.
-func (s *Server) Leads() (led, lost int, err error) {
+// leads.
+func (s *Server) Leads() (led int, err error) {
 	all, err := s.groups()
 	for _, g := range all {
-		switch g.leader {
-		case s.config.Name:
+		if g.leader == s.config.Name {
 			led++
-		case "":
-			lost++
 		}
 	}
-	return led, lost, err
+	return led, err
+}
+
+// Behind is how many streams and consumers lack something on this server, or have no leader that it knows
+// of. While some do it is of no use to them when another server goes: one that lost its disk has no vote
+// before it has caught up.
+func (s *Server) Behind() int {
+	if s.config.Cluster == nil {
+		return 0
+	}
+	return len(s.inner.Load().Healthz(&server.HealthzOptions{Details: true}).Errors)
 }
 
 // group is what servers elect a leader of: a stream, a consumer, or (with neither name) the cluster.

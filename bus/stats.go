@@ -26,37 +26,6 @@ func (c *Conn) StreamStats(ctx context.Context) ([]StreamStats, error) {
 	return all, nil
 }
 
-// StreamPlaces is where the copies of one stream are.
-type StreamPlaces struct {
-	Name string
-	// Leader is the server that leads it, "" when none does.
-	Leader string
-	// Behind are servers whose copy lacks something, or that are not there.
-	Behind []string
-}
-
-// StreamPlaces lists the copies of the streams.
-func (c *Conn) StreamPlaces(ctx context.Context) ([]StreamPlaces, error) {
-	var all []StreamPlaces
-	streams := c.js.ListStreams(ctx)
-	for info := range streams.Info() {
-		place := StreamPlaces{Name: info.Config.Name}
-		if info.Cluster != nil {
-			place.Leader = info.Cluster.Leader
-			for _, replica := range info.Cluster.Replicas {
-				if !replica.Current || replica.Offline {
-					place.Behind = append(place.Behind, replica.Name)
-				}
-			}
-		}
-		all = append(all, place)
-	}
-	if err := streams.Err(); err != nil {
-		return nil, fmt.Errorf("bus: list streams: %w", err)
-	}
-	return all, nil
-}
-
 // QueuedCalls is how many calls are in the queues of this home: waiting, or held by a worker that has not
 // claimed them yet.
 func (c *Conn) QueuedCalls(ctx context.Context) (calls uint64, err error) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -39,6 +40,11 @@ func (c *Control) Drain() {
 			return
 		}
 		c.running.Go(func() {
+			if err := c.pollers.Stop(c.background); err != nil {
+				c.config.Logger.Debug("events are given back", "err", err)
+			}
+		})
+		c.running.Go(func() {
 			// Others publish to their next home as soon as they hear of it.
 			if err := c.members.Update(func(n *gossip.Node) { n.Serving = false }); err != nil {
 				c.config.Logger.Warn("tell the others that this node is no home any more", "err", err)
@@ -59,8 +65,12 @@ func (c *Control) Drain() {
 	})
 }
 
-// handOver has others lead what this node leads.
+// handOver has others lead what this node leads. When nobody else is there to stay, as at the end of a whole
+// cluster, it keeps it.
 func (c *Control) handOver(ctx context.Context) error {
+	if !slices.ContainsFunc(c.members.Controls(), func(n gossip.Node) bool { return n.Name != c.Name() && n.Serving }) {
+		return nil
+	}
 	ctx, cancel := context.WithTimeout(ctx, handOverLimit)
 	defer cancel()
 	return errors.Join(c.quorum.HandOver(ctx), c.streams.StepDown(ctx))
@@ -84,6 +94,7 @@ type nodeState struct {
 	Calls    int    `json:"calls"`  // that its gateway waits for
 	Queued   uint64 `json:"queued"` // in its queues
 	Led      int    `json:"led"`    // streams and consumers
+	Behind   int    `json:"behind"` // streams and consumers that lack something here
 	Leads    bool   `json:"leads"`  // the replicated state
 }
 
@@ -91,10 +102,10 @@ type nodeState struct {
 func (s nodeState) empty() bool { return s.Calls == 0 && s.Queued == 0 && s.Led == 0 && !s.Leads }
 
 func (c *Control) state(ctx context.Context) (nodeState, error) {
-	s := nodeState{Draining: c.isDraining(), Leads: c.quorum.IsLeader(), Calls: c.asker.InFlight()}
+	s := nodeState{Draining: c.isDraining(), Leads: c.quorum.IsLeader(), Calls: c.asker.InFlight(), Behind: c.streams.Behind()}
 	var failures [2]error
 	s.Queued, failures[0] = c.home.QueuedCalls(ctx)
-	s.Led, _, failures[1] = c.streams.Leads()
+	s.Led, failures[1] = c.streams.Leads()
 	return s, errors.Join(failures[:]...)
 }
 

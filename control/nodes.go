@@ -150,7 +150,8 @@ func (c *Control) askStates(ctx context.Context, nodes nodeList) {
 				c.config.Logger.Debug("a control node does not say how it is", "node", n.Name, "err", err)
 				return
 			}
-			n.State, n.Calls, n.Queued, n.StreamsLed = nodeAlive, int64(state.Calls), int64(state.Queued), int64(state.Led)
+			n.State, n.Calls, n.Queued = nodeAlive, int64(state.Calls), int64(state.Queued)
+			n.StreamsLed, n.StreamsBehind = int64(state.Led), int64(state.Behind)
 			switch {
 			case state.Draining && state.empty():
 				n.State = nodeDrained
@@ -159,25 +160,7 @@ func (c *Control) askStates(ctx context.Context, nodes nodeList) {
 			}
 		})
 	}
-	var behind map[string]int64
-	if c.members != nil {
-		asking.Go(func() {
-			places, err := c.conn.StreamPlaces(ctx)
-			if err != nil {
-				c.config.Logger.Debug("the streams do not say where they are", "err", err)
-			}
-			behind = map[string]int64{}
-			for _, p := range places {
-				for _, name := range p.Behind {
-					behind[name]++
-				}
-			}
-		})
-	}
 	asking.Wait()
-	for name, n := range nodes {
-		n.StreamsBehind = behind[name]
-	}
 }
 
 // stateOf asks one control node, which may be this one.

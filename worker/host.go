@@ -8,6 +8,7 @@ import (
 	"slices"
 
 	"github.com/doze-run/doze/bus"
+	"github.com/doze-run/doze/bus/gossip"
 	dozev1 "github.com/doze-run/doze/proto/doze/v1"
 	"github.com/doze-run/doze/worker/capacity"
 	"github.com/doze-run/doze/worker/code"
@@ -57,6 +58,11 @@ func (s *server) Drain() { (*Worker)(s).Drain() }
 
 // Stop implements bus.WorkerServer.
 func (s *server) Stop() {
+	if s.members != nil {
+		if err := s.members.Update(func(n *gossip.Node) { n.Removed = true }); err != nil {
+			s.config.Logger.Debug("the others will list this node until it is removed once more", "err", err)
+		}
+	}
 	select {
 	case s.failed <- errRemoved:
 	default: // it knows

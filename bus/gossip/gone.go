@@ -70,10 +70,12 @@ func (e *events) NotifyLeave(member *memberlist.Node) {
 	n.Name, n.Gossip = member.Name, member.Address()
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if known && n.Name != e.name {
+	if n.Removed {
+		delete(e.known, n.Name)
+	} else if known && n.Name != e.name {
 		e.gone[n.Name] = Gone{Node: n, Left: n.Leaving, Since: time.Now()}
 	}
-	if len(e.gone) > maxGone {
+	if len(e.gone) > maxGone { // this one among them
 		oldest := n.Name
 		for name, g := range e.gone {
 			if g.Since.Before(e.gone[oldest].Since) {

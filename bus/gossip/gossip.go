@@ -41,8 +41,10 @@ const (
 	suspicionMult  = 3
 	gossipInterval = 100 * time.Millisecond
 	pushPull       = 5 * time.Second
-	// joinEvery is how often nodes are looked for that ought to be there.
+	// joinEvery is how often nodes are looked for that ought to be there, joinSoon while none is: nodes that
+	// start at once miss one another at first.
 	joinEvery = time.Second
+	joinSoon  = 100 * time.Millisecond
 	dialLimit = 2 * time.Second
 	// reclaim is after what time a dead node's name may come back with another address.
 	reclaim = time.Second
@@ -69,8 +71,10 @@ type Node struct {
 	Expect int    `json:"e,omitempty"`
 	State  string `json:"z,omitempty"`
 	// Serving: its call queues take calls. Leaving: it is stopping in order, the last that it says.
+	// Removed: it is never to come back.
 	Serving bool   `json:"v,omitempty"`
 	Leaving bool   `json:"l,omitempty"`
+	Removed bool   `json:"x,omitempty"`
 	Version string `json:"n,omitempty"`
 }
 
@@ -148,8 +152,6 @@ func Open(config Config) (*Members, error) {
 // seek joins seeds that are not among the members until ctx ends: at the start, and when a network that
 // was cut is whole again.
 func (m *Members) seek(ctx context.Context) {
-	ticker := time.NewTicker(joinEvery)
-	defer ticker.Stop()
 	for {
 		here := map[string]bool{}
 		nodes := m.Nodes()
@@ -178,10 +180,14 @@ func (m *Members) seek(ctx context.Context) {
 				m.log.Debug("gossip: join", "addresses", missing, "err", err)
 			}
 		}
+		wait := joinEvery
+		if len(here) == 1 {
+			wait = joinSoon
+		}
 		select {
 		case <-ctx.Done():
 			return
-		case <-ticker.C:
+		case <-time.After(wait):
 		}
 	}
 }

@@ -7133,8 +7133,8 @@ type Node struct {
 	Calls int64 `protobuf:"varint,10,opt,name=calls,proto3" json:"calls,omitempty"`
 	// Calls in a control node's queues.
 	Queued int64 `protobuf:"varint,11,opt,name=queued,proto3" json:"queued,omitempty"`
-	// Streams and consumers of the durable plane that a control node leads, and streams of which its copy
-	// lacks something.
+	// Streams and consumers of the durable plane that a control node leads, and those of which its copy
+	// lacks something or knows no leader.
 	StreamsLed    int64 `protobuf:"varint,12,opt,name=streams_led,json=streamsLed,proto3" json:"streams_led,omitempty"`
 	StreamsBehind int64 `protobuf:"varint,14,opt,name=streams_behind,json=streamsBehind,proto3" json:"streams_behind,omitempty"`
 	// Why a worker takes no calls; empty when it does.
