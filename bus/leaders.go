@@ -21,6 +21,8 @@ const (
 	anybody    = "anybody"
 	// stepPause is how often it is looked whether another server leads.
 	stepPause = 50 * time.Millisecond
+	// removeTry bounds one request to remove a server.
+	removeTry = 2 * time.Second
 	// codeNotMember is JetStream's error for a server that has no part in the cluster.
 	codeNotMember = 10044
 )
@@ -140,13 +142,24 @@ func (s *Server) RemovePeer(ctx context.Context, name string) error {
 		return nil
 	}
 	request, err := json.Marshal(server.JSApiMetaServerRemoveRequest{Server: name, Peer: peerID(name)})
-	if err == nil {
-		err = s.ask(ctx, server.JSApiRemoveServer, request)
-	}
 	if err != nil {
 		return fmt.Errorf("bus: remove server %s: %w", name, err)
 	}
-	return nil
+	for {
+		// The server that is removed may have led: a request that was put to it is answered by nobody.
+		try, cancel := context.WithTimeout(ctx, removeTry)
+		err := s.ask(try, server.JSApiRemoveServer, request)
+		cancel()
+		if err == nil {
+			return nil
+		}
+		s.config.Logger.Debug("bus: remove server", "server", name, "err", err)
+		select {
+		case <-time.After(stepPause):
+		case <-ctx.Done():
+			return fmt.Errorf("bus: remove server %s: %w", name, err)
+		}
+	}
 }
 
 // ask puts a request of the system account to whichever server leads the cluster.

@@ -121,17 +121,6 @@ func nodeError(err error) error {
 	return err
 }
 
-// nodeRefusal is the quorum's error that another node's refusal stands for, or err itself.
-func nodeRefusal(err error) error {
-	var refused *bus.NodeError
-	if errors.As(err, &refused) && refused != nil {
-		if known := refusals[refused.Code]; known != nil {
-			return known
-		}
-	}
-	return err
-}
-
 // forwarder takes to the leader what only it can do; it implements quorum.Forwarder.
 type forwarder Control
 

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/doze-run/doze/bus"
 	"github.com/doze-run/doze/bus/gossip"
 	"github.com/doze-run/doze/control/gateway"
 	"github.com/doze-run/doze/control/quorum"
@@ -162,7 +163,7 @@ func (c *Control) removeControl(ctx context.Context, name string) error {
 		} else {
 			err = errNotReady
 		}
-		if !errors.Is(nodeRefusal(err), quorum.ErrNotLeader) && err != errNotReady {
+		if !mayLead(err) {
 			return err
 		}
 		select {
@@ -171,6 +172,12 @@ func (c *Control) removeControl(ctx context.Context, name string) error {
 			return fmt.Errorf("no control node leads: %w", ctx.Err())
 		}
 	}
+}
+
+// mayLead says that a request came to a node that does not lead, or not yet.
+func mayLead(err error) bool {
+	var refused *bus.NodeError
+	return errors.As(err, &refused) && (refused.Code == errNotReady.Code || errors.Is(refusals[refused.Code], quorum.ErrNotLeader))
 }
 
 // takeOut is removeControl's on the leader.

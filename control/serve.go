@@ -71,6 +71,7 @@ func (c *Control) StopTraffic(ctx context.Context) error {
 		}
 	}
 	quiesce(c.config.HTTP, c.config.GRPC)
+	c.waitRead(ctx)
 	stopped := make(chan struct{})
 	go func() {
 		defer close(stopped)
@@ -93,6 +94,22 @@ func (c *Control) StopTraffic(ctx context.Context) error {
 		c.config.Logger.Warn("this node stops and leads something yet: others will find out", "err", err)
 	}
 	return err
+}
+
+const (
+	// readLimit bounds how long connections without a request are waited for: what is sent over one of them
+	// after that is lost. readPause is how often they are counted.
+	readLimit = time.Second
+	readPause = 2 * time.Millisecond
+)
+
+// waitRead returns when every connection has its request handled, which is its last, or after a while.
+func (c *Control) waitRead(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, readLimit)
+	defer cancel()
+	for c.gateway.Unread() > 0 && ctx.Err() == nil {
+		time.Sleep(readPause)
+	}
 }
 
 // Close ends the node, last what everything else stands on. Errors of connections that were still

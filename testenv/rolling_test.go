@@ -187,7 +187,10 @@ func TestRollingRestart(t *testing.T) {
 	}
 	t.Logf("%d calls, %d events; %d connections were refused; the slowest took %v", len(b.answered), len(b.accepted), b.refused.Load(), time.Duration(b.slowest.Load()))
 
-	c.Eventually(60*time.Second, "every accepted event has run", func() bool {
+	c.Eventually(60*time.Second, "every accepted event has run, and none will run again", func() bool {
+		if first.Status(ctx).PendingEvents > 0 {
+			return false
+		}
 		ran := runs(t, file)
 		for id := range b.accepted {
 			if ran[id] == 0 {

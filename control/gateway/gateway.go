@@ -146,6 +146,8 @@ type Gateway struct {
 	health     *health.Server
 	memory     *bodyMemory
 	leaving    atomic.Bool
+	// connections are the open ones over HTTP, requests those of them whose request is being handled.
+	connections, requests atomic.Int64
 }
 
 // Open makes a gateway. Nothing listens yet: see Handler, HTTPServer and GRPC.
@@ -232,6 +234,7 @@ func (g *Gateway) HTTPServer() *http.Server {
 		IdleTimeout:                  idleTimeout,
 		MaxHeaderBytes:               maxHeader,
 		DisableGeneralOptionsHandler: true,
+		ConnState:                    g.connState,
 		ErrorLog:                     slog.NewLogLogger(g.config.Logger.Handler(), slog.LevelDebug),
 		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
 			if tcp, ok := c.(*net.TCPConn); ok {
@@ -245,6 +248,19 @@ func (g *Gateway) HTTPServer() *http.Server {
 
 // GRPC is the gRPC side: the service, health and reflection. The caller serves and stops it.
 func (g *Gateway) GRPC() *grpc.Server { return g.grpcServer }
+
+func (g *Gateway) connState(_ net.Conn, state http.ConnState) {
+	switch state {
+	case http.StateNew:
+		g.connections.Add(1)
+	case http.StateClosed, http.StateHijacked:
+		g.connections.Add(-1)
+	}
+}
+
+// Unread is how many HTTP connections are open without a request being handled. net/http answers nothing to a
+// request that it reads once it is being shut down: the caller waits for these before, a while.
+func (g *Gateway) Unread() int64 { return g.connections.Load() - g.requests.Load() }
 
 // Leave makes health answer "not serving" and has clients ask for a new connection with their next
 // request, so that they and balancers look elsewhere. Requests are answered as before; the caller stops
