@@ -97,6 +97,12 @@ func (b *balanced) caller(name string, functions []string, event, keepAlive bool
 	})
 }
 
+func (b *balanced) failed() int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return len(b.failures)
+}
+
 // call sends one call to the first node that takes the connection.
 func (b *balanced) call(client *http.Client, function, id string, first int, event bool) error {
 	body := fmt.Sprintf(`{"id":%q,"sleep":0.05}`, id)
@@ -177,7 +183,7 @@ func TestRollingRestart(t *testing.T) {
 			}
 			return true
 		})
-		t.Logf("%s: stopped after %v, ready %v after its start, whole after %v; %d calls, %d failed", n.Name, stopped, ready, time.Since(again), b.calls.Load(), len(b.failures))
+		t.Logf("%s: stopped after %v, ready %v after its start, whole after %v; %d calls, %d failed", n.Name, stopped, ready, time.Since(again), b.calls.Load(), b.failed())
 		more(50)
 	}
 	b.stop()
