@@ -16,9 +16,8 @@ import (
 
 const (
 	// systemUser may ask a clustered server for what concerns all of them. Its password is made at each start
-	// and never leaves the process; all others are anybody.
+	// and never leaves the process.
 	systemUser = "system"
-	anybody    = "anybody"
 	// stepPause is how often it is looked whether another server leads.
 	stepPause = 50 * time.Millisecond
 	// removeTry bounds one request to remove a server.
@@ -27,7 +26,8 @@ const (
 	codeNotMember = 10044
 )
 
-// users makes the server's accounts: a client that says nothing of itself is anybody.
+// users gives the server's system account a user. Where that is the only user, a client that says nothing of
+// itself has the global account, as without.
 func (s *Server) users(options *server.Options) error {
 	s.system = rand.Text()
 	hash, err := bcrypt.GenerateFromPassword([]byte(s.system), bcrypt.MinCost) // it is random: nobody guesses it
@@ -37,8 +37,7 @@ func (s *Server) users(options *server.Options) error {
 	account := server.NewAccount(server.DEFAULT_SYSTEM_ACCOUNT)
 	options.Accounts = []*server.Account{account}
 	options.SystemAccount = account.Name
-	options.Users = []*server.User{{Username: systemUser, Password: string(hash), Account: account}, {Username: anybody}}
-	options.NoAuthUser = anybody
+	options.Users = []*server.User{{Username: systemUser, Password: string(hash), Account: account}}
 	return nil
 }
 

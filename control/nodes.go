@@ -38,7 +38,9 @@ func (p *platform) Nodes(ctx context.Context) ([]*dozev1.Node, error) {
 		n.State, n.Address, n.Version = nodeAlive, c.config.HTTP.Addr().String(), c.config.Version
 	} else {
 		for _, m := range c.members.Nodes() {
-			nodes.gossiped(m, nodeSuspect) // until it says something
+			if !c.members.Forgotten(m.Name) {
+				nodes.gossiped(m, nodeSuspect) // until it says something
+			}
 		}
 		for _, g := range c.members.Gone() {
 			state := nodeDead

@@ -2,6 +2,7 @@ package gossip
 
 import (
 	"encoding/json"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -9,8 +10,13 @@ import (
 	"github.com/hashicorp/memberlist"
 )
 
-// maxGone bounds how many nodes are remembered that are not there any more; the oldest is forgotten.
-const maxGone = 256
+const (
+	// maxGone bounds how many nodes are remembered that are not there any more; the oldest is forgotten.
+	maxGone = 256
+	// forgetFor is for how long a node that was forgotten is not told of, though it is not known to be gone
+	// everywhere yet.
+	forgetFor = 10 * time.Second
+)
 
 // Gone is a node that was a member and is not there any more.
 type Gone struct {
@@ -36,8 +42,17 @@ func (m *Members) Gone() []Gone {
 func (m *Members) Forget(name string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	maps.DeleteFunc(m.forgotten, func(_ string, at time.Time) bool { return time.Since(at) >= forgetFor })
+	m.forgotten[name] = time.Now()
 	delete(m.gone, name)
 	delete(m.known, name)
+}
+
+// Forgotten says that a node was forgotten just now, and has not come back.
+func (m *Members) Forgotten(name string) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return time.Since(m.forgotten[name]) < forgetFor
 }
 
 // events hears from memberlist what has changed. It must not ask memberlist anything.
@@ -60,6 +75,7 @@ func (e *events) NotifyJoin(member *memberlist.Node) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	delete(e.gone, member.Name)
+	delete(e.forgotten, member.Name)
 	e.tell()
 }
 
@@ -70,7 +86,7 @@ func (e *events) NotifyLeave(member *memberlist.Node) {
 	n.Name, n.Gossip = member.Name, member.Address()
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if n.Removed {
+	if n.Removed || time.Since(e.forgotten[n.Name]) < forgetFor {
 		delete(e.known, n.Name)
 	} else if known && n.Name != e.name {
 		e.gone[n.Name] = Gone{Node: n, Left: n.Leaving, Since: time.Now()}

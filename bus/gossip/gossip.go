@@ -101,13 +101,15 @@ type Members struct {
 	list  *memberlist.Memberlist
 	seeds []string
 
-	mu      sync.Mutex
-	self    Node
-	known   map[string]string // gossip address of every control node that was ever seen, by name
-	gone    map[string]Gone
-	changed chan struct{} // closed and replaced at each change
-	stop    context.CancelFunc
-	running sync.WaitGroup
+	mu    sync.Mutex
+	self  Node
+	known map[string]string // gossip address of every control node that was ever seen, by name
+	gone  map[string]Gone
+	// forgotten are nodes that were removed, and when.
+	forgotten map[string]time.Time
+	changed   chan struct{} // closed and replaced at each change
+	stop      context.CancelFunc
+	running   sync.WaitGroup
 }
 
 // Open takes part. It does not wait for others: who is not there yet is looked for in the background.
@@ -117,7 +119,8 @@ func Open(config Config) (*Members, error) {
 		return nil, fmt.Errorf("gossip: listen: %w", err)
 	}
 	m := &Members{
-		log: config.Logger, name: config.Self.Name, self: config.Self, seeds: config.Join, known: map[string]string{}, gone: map[string]Gone{}, changed: make(chan struct{}),
+		log: config.Logger, name: config.Self.Name, self: config.Self, seeds: config.Join, known: map[string]string{}, gone: map[string]Gone{},
+		forgotten: map[string]time.Time{}, changed: make(chan struct{}),
 	}
 	c := memberlist.DefaultLANConfig()
 	c.Name = config.Self.Name
