@@ -63,14 +63,24 @@ func (c *Conn) Events(shards int) *Events {
 // PublishEvent stores an event and returns when it is stored: on every replica's log, and on disk
 // within the sync interval. A shard that does not answer within two seconds is given up for
 // another, under a new id: then event.Id is replaced, and the one that is there on return is the
-// one that counts. Without a deadline in ctx it gives up after every shard was tried twice.
+// one that counts. Without a deadline in ctx it gives up after every shard was tried twice; in a cluster it
+// goes on for leaderPatience, because a node that is killed may have led all of them.
 //
 // ErrEventsFull, ErrEventTooLarge; any other error leaves open whether the event is stored.
 func (e *Events) PublishEvent(ctx context.Context, event *dozev1.Event) error {
 	first := int(e.next.Add(1) % uint32(e.shards))
 	var failure error
 	full := 0
-	for try := range 2 * e.shards {
+	for try, begun := 0, time.Now(); ; try++ {
+		if try >= 2*e.shards {
+			if !e.c.clustered || !mayPass(failure) || time.Since(begun) > leaderPatience {
+				return fmt.Errorf("bus: publish event: %w", failure)
+			}
+			select {
+			case <-time.After(leaderPause):
+			case <-ctx.Done():
+			}
+		}
 		shard := (first + try) % e.shards
 		if try > 0 && e.shards > 1 && !isFull(failure) {
 			// The silent shard may have stored it: there it runs under an id that nobody was told.
@@ -98,7 +108,6 @@ func (e *Events) PublishEvent(ctx context.Context, event *dozev1.Event) error {
 			}
 		}
 	}
-	return fmt.Errorf("bus: publish event: %w", failure)
 }
 
 // RetryAt stores an event in a timer stream, from where it comes back to a poller at the given

@@ -16,6 +16,8 @@ const (
 	verbHost      = "host"
 	verbInstances = "instances"
 	verbPing      = "ping"
+	verbDrain     = "drain"
+	verbStop      = "stop"
 )
 
 // WorkerServer is what a worker answers to control nodes. Its methods run on goroutines of their
@@ -25,6 +27,10 @@ type WorkerServer interface {
 	Host(ctx context.Context, home string, request *dozev1.HostRequest) *dozev1.HostReply
 	Instances(ctx context.Context, account string) []*dozev1.InstanceInfo
 	Retire(request *dozev1.RetireRequest)
+	// Drain is told to take nothing new; it does not wait until what runs has ended.
+	Drain()
+	// Stop is told that an operator has removed the worker.
+	Stop()
 }
 
 // Served is what ServeWorker and the other subscriptions of this file return: Close ends it and
@@ -54,11 +60,9 @@ func (m *Mesh) ServeWorker(ctx context.Context, worker string, server WorkerServ
 				}
 				c.respond(m, &dozev1.ListInstancesReply{Instances: server.Instances(ctx, request.Account)})
 			},
-			workerSubject(worker, verbPing): func(m *nats.Msg) {
-				if err := m.Respond(nil); err != nil {
-					c.log.Warn("bus: reply", "subject", m.Subject, "err", err)
-				}
-			},
+			workerSubject(worker, verbPing):  c.heard,
+			workerSubject(worker, verbDrain): func(m *nats.Msg) { server.Drain(); c.heard(m) },
+			workerSubject(worker, verbStop):  func(m *nats.Msg) { server.Stop(); c.heard(m) },
 			subjectRetire: func(m *nats.Msg) {
 				request := &dozev1.RetireRequest{}
 				if err := proto.Unmarshal(m.Data, request); err != nil {
@@ -109,6 +113,13 @@ func (s *Served) Close() error {
 		}
 	}
 	return nil
+}
+
+// heard answers that a message has come.
+func (c *Conn) heard(m *nats.Msg) {
+	if err := m.Respond(nil); err != nil {
+		c.log.Warn("bus: reply", "subject", m.Subject, "err", err)
+	}
 }
 
 func (c *Conn) respond(m *nats.Msg, reply proto.Message) {
@@ -166,6 +177,24 @@ func (c *Conn) ask(ctx context.Context, worker, subject string, request []byte) 
 func (m *Mesh) AskHost(ctx context.Context, worker string, request *dozev1.HostRequest) (*dozev1.HostReply, error) {
 	reply := &dozev1.HostReply{}
 	return reply, m.own.request(ctx, worker, verbHost, request, reply)
+}
+
+// AskDrain tells one worker to take nothing new, and returns when it has heard that.
+func (m *Mesh) AskDrain(ctx context.Context, worker string) error {
+	return m.tellWorker(ctx, worker, verbDrain)
+}
+
+// AskStop tells one worker to drain and end, and returns when it has heard that.
+func (m *Mesh) AskStop(ctx context.Context, worker string) error {
+	return m.tellWorker(ctx, worker, verbStop)
+}
+
+func (m *Mesh) tellWorker(ctx context.Context, worker, verb string) error {
+	subject := workerSubject(worker, verb)
+	if _, err := m.own.ask(ctx, worker, subject, nil); err != nil {
+		return fmt.Errorf("bus: %s: %w", subject, err)
+	}
+	return nil
 }
 
 // Retire tells every worker what has been replaced or deleted. It is a hint, which nobody answers:

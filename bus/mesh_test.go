@@ -142,6 +142,8 @@ func (h *hostAll) Host(ctx context.Context, home string, request *dozev1.HostReq
 }
 func (h *hostAll) Instances(context.Context, string) []*dozev1.InstanceInfo { return nil }
 func (h *hostAll) Retire(*dozev1.RetireRequest)                             {}
+func (h *hostAll) Drain()                                                   {}
+func (h *hostAll) Stop()                                                    {}
 
 type meshSlot struct {
 	p     *homesPlane

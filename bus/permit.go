@@ -24,13 +24,13 @@ type gate struct {
 	streams  bool
 	log      *slog.Logger
 
-	control *server.Account
-	workers atomic.Pointer[server.Account] // nil until it is there: workers come again
+	control, system *server.Account
+	workers         atomic.Pointer[server.Account] // nil until it is there: workers come again
 }
 
 // open learns of the accounts of a server that is configured and not started.
 func (g *gate) open(s *server.Server) {
-	g.control = s.GlobalAccount()
+	g.control, g.system = s.GlobalAccount(), s.SystemAccount()
 	if !g.streams {
 		g.workers.Store(g.control)
 	}
@@ -69,7 +69,12 @@ func (g *gate) share(s *server.Server) error {
 func (g *gate) Check(c server.ClientAuthentication) bool {
 	state := c.GetTLSConnectionState()
 	if state == nil { // in process
-		return subtle.ConstantTimeCompare([]byte(c.GetOpts().Token), []byte(g.password)) == 1
+		options := c.GetOpts()
+		if options.Username == systemUser && g.system != nil {
+			c.RegisterUser(&server.User{Username: systemUser, Account: g.system})
+			return g.own(options.Password)
+		}
+		return g.own(options.Token)
 	}
 	peer, err := nodetls.Peer(*state)
 	if err != nil {
@@ -103,6 +108,11 @@ func (g *gate) Check(c server.ClientAuthentication) bool {
 	}
 	g.log.Warn("bus: a connection was refused: no such role connects here", "from", c.RemoteAddress(), "peer", peer.String())
 	return false
+}
+
+// own tells whether a secret is this process's.
+func (g *gate) own(secret string) bool {
+	return subtle.ConstantTimeCompare([]byte(secret), []byte(g.password)) == 1
 }
 
 // workerAtHome is what a worker may at a home: nothing of the JetStream API (relay.go). It may pull from any

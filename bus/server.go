@@ -73,7 +73,7 @@ type ServerCluster struct {
 // Server is an embedded NATS server with JetStream.
 type Server struct {
 	config ServerConfig
-	// password is what this process's own connections show, where others show certificates.
+	// password is what this process's own connections show, where others show certificates or nothing.
 	password string
 	inner    atomic.Pointer[server.Server]
 }
@@ -106,6 +106,11 @@ func (s *Server) start() error {
 	}
 	if err := s.config.network(options); err != nil {
 		return err
+	}
+	if s.config.Cluster != nil {
+		if err := s.users(options); err != nil {
+			return err
+		}
 	}
 	gate := &gate{password: s.password, streams: s.config.Streams, log: s.config.Logger}
 	if s.config.TLS != nil {

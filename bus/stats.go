@@ -26,5 +26,18 @@ func (c *Conn) StreamStats(ctx context.Context) ([]StreamStats, error) {
 	return all, nil
 }
 
+// QueuedCalls is how many calls are in the queues of this home: waiting, or held by a worker that has not
+// claimed them yet.
+func (c *Conn) QueuedCalls(ctx context.Context) (calls uint64, err error) {
+	for shard := range callShards {
+		stream, err := c.js.Stream(ctx, callStream(shard))
+		if err != nil {
+			return 0, fmt.Errorf("bus: look up call stream %d: %w", shard, err)
+		}
+		calls += stream.CachedInfo().State.Msgs
+	}
+	return calls, nil
+}
+
 // UsageStream is the name of the one that holds usage on its way to the ledger.
 const UsageStream = usageStream

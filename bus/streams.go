@@ -144,10 +144,14 @@ func (c *Conn) EnsureStreams(ctx context.Context, config StreamsConfig) error {
 	if err := config.check(); err != nil {
 		return err
 	}
+	replicas, err := c.replicas(ctx, codeStream, config.Replicas)
+	if err != nil {
+		return err
+	}
 	if _, err := c.js.CreateOrUpdateObjectStore(ctx, jetstream.ObjectStoreConfig{
 		Bucket:   codeBucket,
 		Storage:  jetstream.FileStorage,
-		Replicas: config.Replicas,
+		Replicas: replicas,
 		MaxBytes: config.share(codeShare),
 	}); err != nil {
 		return fmt.Errorf("bus: ensure the code store: %w", err)
@@ -252,7 +256,23 @@ func (c *Conn) ensureEventShard(ctx context.Context, config StreamsConfig, shard
 	}, &consumer)
 }
 
-func (c *Conn) ensureStream(ctx context.Context, stream jetstream.StreamConfig, consumer *jetstream.ConsumerConfig) error {
+// replicas is how many copies a stream is to have: never fewer than it has, though servers may be away or
+// removed.
+func (c *Conn) replicas(ctx context.Context, stream string, want int) (int, error) {
+	existing, err := c.js.Stream(ctx, stream)
+	switch {
+	case errors.Is(err, jetstream.ErrStreamNotFound):
+		return want, nil
+	case err != nil:
+		return 0, fmt.Errorf("bus: look up stream %s: %w", stream, err)
+	}
+	return max(want, existing.CachedInfo().Config.Replicas), nil
+}
+
+func (c *Conn) ensureStream(ctx context.Context, stream jetstream.StreamConfig, consumer *jetstream.ConsumerConfig) (err error) {
+	if stream.Replicas, err = c.replicas(ctx, stream.Name, stream.Replicas); err != nil {
+		return err
+	}
 	if _, err := c.js.CreateOrUpdateStream(ctx, stream); err != nil {
 		return fmt.Errorf("bus: ensure stream %s: %w", stream.Name, err)
 	}

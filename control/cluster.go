@@ -49,6 +49,9 @@ type Cluster struct {
 	// TLS is this node's certificate. With it only nodes with one of the same authority connect, and
 	// workers may do what workers do; nil: whoever connects may do everything.
 	TLS *nodetls.Node
+	// Notice is for how long a node that stops goes on taking requests while it says that it is not
+	// ready: what load balancers need to look elsewhere.
+	Notice time.Duration
 }
 
 // replicas is how many copies of its streams a cluster keeps.
@@ -166,9 +169,12 @@ func homes(nodes []gossip.Node) []bus.Home {
 }
 
 // openStreams starts this node's part of the durable plane, once all of its servers are known: fewer
-// would make a cluster of their own. It returns when the streams are there.
+// would make a cluster of their own. It returns when the streams are there; on a node that had them before
+// at once, since a cluster that starts anew takes ten seconds to find a leader for each of them, and calls need
+// none.
 func (c *Control) openStreams(ctx context.Context) (err error) {
 	cluster := c.config.Cluster
+	hadThem := len(c.knownPeers()) > 0
 	peers, err := c.waitPeers(ctx)
 	if err != nil {
 		return err
@@ -199,7 +205,21 @@ func (c *Control) openStreams(ctx context.Context) (err error) {
 		replicas = min(len(peers), cluster.replicas())
 	}
 	streams := bus.StreamsConfig{StorageBytes: c.config.StoreBytes, Replicas: replicas, EventShards: clusterShards}
-	for {
+	if hadThem {
+		c.running.Go(func() {
+			if err := c.haveStreams(c.background, streams); err != nil && c.background.Err() == nil {
+				c.config.Logger.Error("the durable plane", "err", err)
+			}
+		})
+	} else if err := c.haveStreams(ctx, streams); err != nil {
+		return err
+	}
+	return c.openStores(clusterShards)
+}
+
+// haveStreams returns when the streams are there, as this node is told to have them.
+func (c *Control) haveStreams(ctx context.Context, streams bus.StreamsConfig) error {
+	for begun := time.Now(); ; {
 		try, cancel := context.WithTimeout(ctx, streamsTry)
 		// The leader makes them: several at once would only slow one another.
 		err := c.conn.HaveStreams(try, streams)
@@ -208,7 +228,8 @@ func (c *Control) openStreams(ctx context.Context) (err error) {
 		}
 		cancel()
 		if err == nil {
-			return c.openStores(clusterShards)
+			c.config.Logger.Info("the streams are there", "after", time.Since(begun).Round(time.Millisecond))
+			return nil
 		}
 		c.config.Logger.Debug("the durable plane is not there yet", "err", err)
 		select {

@@ -106,10 +106,13 @@ type Control struct {
 	metrics        *metrics
 	storage        *storage
 	newRoot        RootKey
+	drain          draining
+	opened         atomic.Bool // all of it, for other nodes' questions
 
-	stop    context.CancelFunc
-	running sync.WaitGroup
-	failed  chan error
+	background context.Context // ends when the node is closed
+	stop       context.CancelFunc
+	running    sync.WaitGroup
+	failed     chan error
 	// closers end what Open made, last first.
 	closers []func(context.Context) error
 }
@@ -127,7 +130,9 @@ func Open(ctx context.Context, config Config) (_ *Control, err error) {
 		config.SyncInterval = SyncInterval
 	}
 	background, stop := context.WithCancel(context.WithoutCancel(ctx))
-	c := &Control{config: config, begun: time.Now(), stop: stop, failed: make(chan error, 4)}
+	c := &Control{
+		config: config, begun: time.Now(), drain: draining{begun: make(chan struct{})}, background: background, stop: stop, failed: make(chan error, 4),
+	}
 	c.metrics = newMetrics(c)
 	defer func() {
 		if err != nil {
@@ -135,6 +140,9 @@ func Open(ctx context.Context, config Config) (_ *Control, err error) {
 		}
 	}()
 	if config.Cluster != nil {
+		if err := c.checkRemoved(); err != nil {
+			return nil, err
+		}
 		err = c.openCluster(ctx, background)
 	} else {
 		// The state opens beside the broker: each waits for its own disk and timers.
@@ -151,6 +159,7 @@ func Open(ctx context.Context, config Config) (_ *Control, err error) {
 	if err := c.openParts(background); err != nil {
 		return nil, err
 	}
+	c.opened.Store(true)
 	if err := c.serve(); err != nil || c.members == nil {
 		return c, err
 	}

@@ -3,6 +3,7 @@ package control
 import (
 	"context"
 	"encoding/binary"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"time"
@@ -17,6 +18,11 @@ const (
 	verbRead    = "read"    // answers the index up to which to wait for a linearizable read
 	verbApplied = "applied" // answers when the node has applied an index
 	verbJoin    = "join"    // a node without state wants to be a voter
+	verbNode    = "node"    // answers how the node is
+	verbDrain   = "drain"   // the node is to take nothing new
+	verbRemove  = "remove"  // the leader is to take a node out
+	verbRemoved = "removed" // the node was taken out
+	verbForget  = "forget"  // another node was taken out
 )
 
 const (
@@ -52,6 +58,14 @@ func (c *Control) answerNodes() error {
 			return binary.BigEndian.AppendUint64(nil, at), nil
 		}
 	}
+	whenOpen := func(answer func([]byte) ([]byte, error)) func([]byte) ([]byte, error) {
+		return func(request []byte) ([]byte, error) {
+			if !c.opened.Load() {
+				return nil, errNotReady
+			}
+			return answer(request)
+		}
+	}
 	for verb, answer := range map[string]func([]byte) ([]byte, error){
 		verbApply: index(func(ctx context.Context, n *quorum.Node, entry []byte) (uint64, error) {
 			return n.ApplyForwarded(ctx, entry)
@@ -71,6 +85,23 @@ func (c *Control) answerNodes() error {
 			defer cancel()
 			return nil, c.takeIn(ctx, request)
 		},
+		verbNode: whenOpen(func([]byte) ([]byte, error) {
+			ctx, cancel := context.WithTimeout(context.Background(), askNodes)
+			defer cancel()
+			state, err := c.state(ctx)
+			if err != nil {
+				return nil, err
+			}
+			return json.Marshal(state)
+		}),
+		verbDrain:   whenOpen(func([]byte) ([]byte, error) { c.Drain(); return nil, nil }),
+		verbRemoved: whenOpen(func([]byte) ([]byte, error) { return nil, c.removed() }),
+		verbForget:  whenOpen(func(request []byte) ([]byte, error) { return nil, c.forget(request) }),
+		verbRemove: whenOpen(func(request []byte) ([]byte, error) {
+			ctx, cancel := context.WithTimeout(context.Background(), removeLimit)
+			defer cancel()
+			return nil, nodeError(c.takeOut(ctx, request))
+		}),
 	} {
 		stop, err := c.mesh.AnswerNode(verb, answer)
 		if err != nil {

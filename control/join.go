@@ -177,10 +177,11 @@ func (c *Control) takeIn(ctx context.Context, raw []byte) error {
 	return node.AddVoter(ctx, request.Name, request.Raft)
 }
 
-// reconcile keeps the voters' addresses right, while this node leads.
+// reconcile keeps the voters' addresses right, and removed nodes out, while this node leads.
 func (c *Control) reconcile(ctx context.Context) {
 	ticker := time.NewTicker(reconcileEvery)
 	defer ticker.Stop()
+	removed := strangers{}
 	for {
 		select {
 		case <-ctx.Done():
@@ -190,6 +191,12 @@ func (c *Control) reconcile(ctx context.Context) {
 		members, err := c.quorum.Members()
 		if err != nil {
 			continue
+		}
+		for _, name := range removed.look(c.members.Controls(), members) {
+			c.config.Logger.Warn("a control node that was removed is there: it is told so", "node", name)
+			if _, err := c.mesh.AskNode(ctx, name, verbRemoved, nil); err != nil {
+				c.config.Logger.Debug("it does not answer", "node", name, "err", err)
+			}
 		}
 		for _, n := range c.members.Controls() {
 			i := slices.IndexFunc(members, func(m quorum.Member) bool { return m.ID == n.Name })

@@ -61,13 +61,14 @@ func (c *Control) knownPeers() (known peers) {
 }
 
 // waitPeers returns the control nodes that the durable plane is made of: those that are there, with
-// those that were. At the first start it waits until there are as many as expected.
+// those that were. At the first start it waits until there are as many as expected; later there may be
+// fewer, because one was removed.
 func (c *Control) waitPeers(ctx context.Context) (peers, error) {
 	before := c.knownPeers()
 	for {
 		changed := c.members.Changed()
 		all := before.with(c.seenPeers())
-		if want := max(c.config.Cluster.Expect, 1); len(all) >= want {
+		if want := max(c.config.Cluster.Expect, 1); len(before) > 0 || len(all) >= want {
 			return all, c.keepPeers(all)
 		}
 		select {
@@ -96,6 +97,11 @@ func (p peers) with(newer peers) peers {
 	}
 	slices.SortFunc(all, func(a, b peer) int { return strings.Compare(a.Name, b.Name) })
 	return all
+}
+
+// forgetPeer has the next start not wait for a control node that was removed.
+func (c *Control) forgetPeer(name string) error {
+	return c.keepPeers(slices.DeleteFunc(c.knownPeers(), func(p peer) bool { return p.Name == name }))
 }
 
 func (c *Control) keepPeers(all peers) error {

@@ -153,6 +153,9 @@ func (p *platform) Logs(ctx context.Context, account, function string, since tim
 
 // Ready is nil when calls can be served.
 func (c *Control) Ready() error {
+	if c.isDraining() {
+		return errDraining
+	}
 	if err := errors.Join(c.quorum.Err(), c.storage.Err()); err != nil {
 		return err
 	}

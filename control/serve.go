@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"time"
 
 	"github.com/doze-run/doze/bus"
 )
@@ -58,8 +59,19 @@ func (c *Control) WaitWorker(ctx context.Context) error {
 
 // StopTraffic takes no more requests and lets those that run end, until ctx does. Events are kept
 // for later. A worker in the same process is closed after this and before Close.
+//
+// A node of a cluster drains first, and goes on taking requests for the notice that load balancers need;
+// at its end nothing is left in its queues and it leads nothing.
 func (c *Control) StopTraffic(ctx context.Context) error {
-	c.gateway.Close()
+	c.Drain()
+	if c.members != nil {
+		select {
+		case <-time.After(c.config.Cluster.Notice):
+		case <-ctx.Done():
+		}
+	}
+	quiesce(c.config.HTTP, c.config.GRPC)
+	c.waitRead(ctx)
 	stopped := make(chan struct{})
 	go func() {
 		defer close(stopped)
@@ -72,7 +84,32 @@ func (c *Control) StopTraffic(ctx context.Context) error {
 		c.grpc.Stop()
 		<-stopped
 	}
+	if c.members == nil {
+		return err
+	}
+	if err := c.waitEmpty(ctx); err != nil {
+		c.config.Logger.Warn("calls are left in this node's queues: who asked publishes them elsewhere", "err", err)
+	}
+	if err := c.handOver(ctx); err != nil {
+		c.config.Logger.Warn("this node stops and leads something yet: others will find out", "err", err)
+	}
 	return err
+}
+
+const (
+	// readLimit bounds how long connections without a request are waited for: what is sent over one of them
+	// after that is lost. readPause is how often they are counted.
+	readLimit = time.Second
+	readPause = 2 * time.Millisecond
+)
+
+// waitRead returns when every connection has its request handled, which is its last, or after a while.
+func (c *Control) waitRead(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, readLimit)
+	defer cancel()
+	for c.gateway.Unread() > 0 && ctx.Err() == nil {
+		time.Sleep(readPause)
+	}
 }
 
 // Close ends the node, last what everything else stands on. Errors of connections that were still

@@ -198,7 +198,9 @@ type Status struct {
 	Leader     string
 	StateIndex int64
 	StateHash  string
-	Nodes      []struct {
+	// PendingEvents are accepted ones that have not come to their end.
+	PendingEvents int64
+	Nodes         []struct {
 		Name                  string
 		Alive, Serving, Voter bool
 	}

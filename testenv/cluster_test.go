@@ -3,6 +3,7 @@ package testenv
 import (
 	"context"
 	"fmt"
+	"os"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -241,18 +242,24 @@ func TestHomeKilled(t *testing.T) {
 	}
 }
 
-// Every process is killed at once and started again: functions, code and bill are there, and an event
-// that was accepted before runs.
+// Every process is killed at once and started again: each control node serves within ten seconds; functions,
+// code and bill are there, and an event that was accepted before runs.
 func TestEverythingKilledAndStartedAgain(t *testing.T) {
 	ctx := t.Context()
-	c := StartCluster(t, 3, 1)
+	c := StartCluster(t, 3, 2)
 	first := c.Controls[0]
 	first.Create(ctx, "f", first.Runtime(ctx, "python"), Python(t, sleeper))
 	first.Invoke(ctx, "f", "{}")
 	c.Eventually(20*time.Second, "the call is billed", func() bool { n, _ := first.Requests(ctx, "f"); return n == 1 })
-	c.Workers[0].Kill()
+	for _, w := range c.Workers {
+		w.Kill()
+	}
+	event := func(n *Member) error {
+		_, err := n.Client().Invoke(ctx, &lambda.InvokeInput{FunctionName: aws.String("f"), InvocationType: types.InvocationTypeEvent, Payload: []byte("{}")})
+		return err
+	}
 	for _, n := range c.Controls {
-		if _, err := n.Client().Invoke(ctx, &lambda.InvokeInput{FunctionName: aws.String("f"), InvocationType: types.InvocationTypeEvent, Payload: []byte("{}")}); err != nil {
+		if err := event(n); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -260,31 +267,83 @@ func TestEverythingKilledAndStartedAgain(t *testing.T) {
 		n.Kill()
 	}
 	begun := time.Now()
-	c.StartAll(c.Nodes()...)
-	t.Logf("all nodes ready after %v", time.Since(begun))
-	for _, n := range c.Controls {
-		n.Invoke(ctx, "f", "{}")
+	for _, n := range c.Nodes() {
+		if err := n.launch(); err != nil {
+			t.Fatal(err)
+		}
 	}
-	c.Eventually(60*time.Second, "seven calls and events are billed", func() bool {
+	serving := make(chan string, len(c.Controls))
+	for _, n := range c.Controls {
+		client := n.Client()
+		go func() {
+			for ctx.Err() == nil {
+				if out, err := client.Invoke(ctx, &lambda.InvokeInput{FunctionName: aws.String("f"), Payload: []byte("{}")}); err == nil && out.FunctionError == nil {
+					break
+				}
+				time.Sleep(10 * time.Millisecond)
+			}
+			serving <- n.Name
+		}()
+	}
+	for range c.Controls {
+		name := <-serving
+		took := time.Since(begun)
+		t.Logf("%s answers a call after %v", name, took)
+		if took > 10*time.Second {
+			t.Errorf("%s answers a call after %v", name, took)
+		}
+	}
+	for _, n := range c.Nodes() {
+		if err := n.await(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Logf("every node is ready after %v", time.Since(begun))
+	if err := event(first); err != nil {
+		t.Errorf("the first event afterwards: %v", err)
+	}
+	t.Logf("an event is accepted after %v", time.Since(begun))
+	c.Eventually(60*time.Second, "eight calls and events are billed", func() bool {
 		n, _ := c.Controls[2].Requests(ctx, "f")
-		return n == 7
+		return n == 8
 	})
+	t.Logf("all is billed after %v", time.Since(begun))
+	c.settled(ctx, first, "c1", "c2", "c3", "w1", "w2")
 	c.SameState(ctx)
 }
 
-// A control node that lost its disk comes back by the same name and has everything.
+// A control node that lost its disk comes back by the same name and has everything: it counts when another
+// one goes.
 func TestControlNodeComesBackEmpty(t *testing.T) {
 	ctx := t.Context()
 	c := StartCluster(t, 3, 1)
 	first := c.Controls[0]
-	first.Create(ctx, "f", first.Runtime(ctx, "python"), Python(t, sleeper))
-	victim := c.Controls[2]
-	victim.Kill()
-	victim.DataDir = t.TempDir()
-	victim.Start()
-	victim.Invoke(ctx, "f", "{}")
-	victim.Create(ctx, "g", first.Runtime(ctx, "python"), Python(t, sleeper))
-	first.Invoke(ctx, "g", "{}")
+	python := first.Runtime(ctx, "python")
+	first.Create(ctx, "f", python, Python(t, sleeper))
+	for _, victim := range []*Member{c.Controls[2], c.Leader(ctx)} { // the second may be the same one, or the least
+		victim.Kill()
+		if err := os.RemoveAll(victim.DataDir); err != nil {
+			t.Fatal(err)
+		}
+		begun := time.Now()
+		victim.Start()
+		t.Logf("%s is ready %v after its start with no disk", victim.Name, time.Since(begun))
+		victim.Invoke(ctx, "f", "{}")
+		c.settled(ctx, victim, "c1", "c2", "c3", "w1")
+		t.Logf("%s has all streams after %v", victim.Name, time.Since(begun))
+		c.SameState(ctx)
+
+		other := c.Others(victim)[0]
+		other.Kill()
+		name := "after-" + victim.Name
+		victim.Create(ctx, name, python, Python(t, sleeper))
+		if _, err := victim.Client().Invoke(ctx, &lambda.InvokeInput{FunctionName: aws.String(name), InvocationType: types.InvocationTypeEvent, Payload: []byte("{}")}); err != nil {
+			t.Errorf("an event without %s: %v", other.Name, err)
+		}
+		c.Eventually(30*time.Second, "the event is billed", func() bool { n, _ := victim.Requests(ctx, name); return n == 1 })
+		c.StartAll(other)
+		c.settled(ctx, victim, "c1", "c2", "c3", "w1")
+	}
 	c.SameState(ctx)
 }
 

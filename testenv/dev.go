@@ -86,6 +86,7 @@ type Dev struct {
 	command func(program string, args ...string) *exec.Cmd
 	cmd     *exec.Cmd
 	stderr  *tail
+	lines   <-chan string // the ready line
 	exited  chan struct{}
 	err     error
 }
@@ -143,6 +144,14 @@ func (d *Dev) Start() {
 }
 
 func (d *Dev) start() error {
+	if err := d.launch(); err != nil {
+		return err
+	}
+	return d.await()
+}
+
+// launch starts the process, and await waits until it is ready.
+func (d *Dev) launch() error {
 	whole := slices.Concat(d.by, []string{d.binary, d.verb}, d.places, d.args)
 	d.cmd = d.command(whole[0], whole[1:]...)
 	d.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
@@ -159,7 +168,7 @@ func (d *Dev) start() error {
 		return err
 	}
 	lines := make(chan string, 1)
-	d.exited = make(chan struct{})
+	d.lines, d.exited = lines, make(chan struct{})
 	go func() {
 		line, _ := bufio.NewReader(stdout).ReadString('\n')
 		lines <- line
@@ -167,9 +176,13 @@ func (d *Dev) start() error {
 		d.err = d.cmd.Wait()
 		close(d.exited)
 	}()
+	return nil
+}
+
+func (d *Dev) await() error {
 	var line string
 	select {
-	case line = <-lines:
+	case line = <-d.lines:
 	case <-time.After(readyLimit):
 		_ = d.cmd.Process.Kill()
 		return fmt.Errorf("doze %s was not ready within %v:\n%s", d.verb, readyLimit, d.stderr)

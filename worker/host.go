@@ -8,6 +8,7 @@ import (
 	"slices"
 
 	"github.com/doze-run/doze/bus"
+	"github.com/doze-run/doze/bus/gossip"
 	dozev1 "github.com/doze-run/doze/proto/doze/v1"
 	"github.com/doze-run/doze/worker/capacity"
 	"github.com/doze-run/doze/worker/code"
@@ -29,6 +30,9 @@ func (s *server) Host(ctx context.Context, home string, request *dozev1.HostRequ
 	if _, ok := w.runtime(request.Spec.Runtime); !ok {
 		return refuse(dozev1.HostReply_NO_RUNTIME, "no interpreter for %s", request.Spec.Runtime)
 	}
+	if w.isDraining() {
+		return refuse(dozev1.HostReply_UNAVAILABLE, "this worker is draining")
+	}
 	if err := w.meter.Healthy(); err != nil {
 		return refuse(dozev1.HostReply_UNAVAILABLE, "usage cannot be journaled: %v", err)
 	}
@@ -47,6 +51,22 @@ func (s *server) Instances(_ context.Context, account string) []*dozev1.Instance
 // Retire lets the instances of what has been replaced or deleted end.
 func (s *server) Retire(request *dozev1.RetireRequest) {
 	s.pool.Retire(request.Account, request.Function, request.Version, request.Revision)
+}
+
+// Drain implements bus.WorkerServer.
+func (s *server) Drain() { (*Worker)(s).Drain() }
+
+// Stop implements bus.WorkerServer.
+func (s *server) Stop() {
+	if s.members != nil {
+		if err := s.members.Update(func(n *gossip.Node) { n.Removed = true }); err != nil {
+			s.config.Logger.Debug("the others will list this node until it is removed once more", "err", err)
+		}
+	}
+	select {
+	case s.failed <- errRemoved:
+	default: // it knows
+	}
 }
 
 func (w *Worker) runtime(name string) (runtimes.Runtime, bool) {

@@ -95,9 +95,8 @@ type Worker struct {
 	parking  *parking
 	metrics  *metrics
 	options  instance.Options
-
-	mu       sync.Mutex
-	draining bool
+	drain    draining
+	failed   chan error
 
 	stop    context.CancelFunc
 	running sync.WaitGroup
@@ -109,7 +108,7 @@ type Worker struct {
 // Open starts a worker: it ends what a dead predecessor of the same folder left, then takes calls.
 // On an error nothing is left running.
 func Open(ctx context.Context, config Config) (_ *Worker, err error) {
-	w := &Worker{config: config, stop: func() {}, stopMetrics: func() {}}
+	w := &Worker{config: config, drain: newDraining(), failed: make(chan error, 1), stop: func() {}, stopMetrics: func() {}}
 	if config.Metrics != nil { // also when nothing comes to be served
 		w.stopMetrics = func() { _ = config.Metrics.Close() }
 	}
@@ -134,7 +133,7 @@ func Open(ctx context.Context, config Config) (_ *Worker, err error) {
 		ConcurrentStarts: startsPerCPU * runtime.NumCPU(), Events: pool.Tee(w.metrics.events(), logEvents(config.Logger)), Logger: config.Logger,
 	})
 	w.openParking()
-	w.onClose(w.pool.Close)
+	w.onClose(w.endCalls)
 	served, err := w.mesh.ServeWorker(background, config.Name, (*server)(w))
 	if err != nil {
 		return nil, err
@@ -248,9 +247,7 @@ func (w *Worker) beat(ctx context.Context) {
 		if beats%measureEvery == 0 {
 			w.pool.Measure()
 		}
-		if err := w.mesh.Report(w.report()); err != nil {
-			w.config.Logger.Warn("heartbeat", "err", err)
-		}
+		w.tell()
 		select {
 		case <-ctx.Done():
 			return
@@ -259,10 +256,15 @@ func (w *Worker) beat(ctx context.Context) {
 	}
 }
 
+func (w *Worker) tell() {
+	if err := w.mesh.Report(w.report()); err != nil {
+		w.config.Logger.Warn("heartbeat", "err", err)
+	}
+}
+
 func (w *Worker) report() *dozev1.WorkerReport {
-	draining := w.isDraining()
 	report := &dozev1.WorkerReport{
-		Worker: w.config.Name, Epoch: w.meter.Epoch(), Draining: draining,
+		Worker: w.config.Name, Epoch: w.meter.Epoch(), Draining: w.isDraining(), Drained: w.isDrained(),
 		MemoryTotalBytes: w.capacity.Total(), MemoryFreeBytes: w.capacity.Free(),
 		Hosted: w.pool.Hosted(), Sandbox: w.sandbox.Name(), Missing: w.sandbox.Missing(),
 		Parked: w.parking.report(),
@@ -276,19 +278,10 @@ func (w *Worker) report() *dozev1.WorkerReport {
 	return report
 }
 
-func (w *Worker) isDraining() bool {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return w.draining
-}
-
 // Close drains the worker: it takes nothing new, lets running calls end until ctx does, ends the
-// instances and ships what they used.
+// instances and ships what they used. While calls run it answers as before.
 func (w *Worker) Close(ctx context.Context) error {
-	w.mu.Lock()
-	w.draining = true
-	w.mu.Unlock()
-	return w.unwind(ctx)
+	return errors.Join(w.endCalls(ctx), w.unwind(ctx))
 }
 
 func (w *Worker) unwind(ctx context.Context) error {

@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"log"
 	"log/slog"
+	"maps"
 	"net"
 	"slices"
 	"strconv"
@@ -40,8 +41,10 @@ const (
 	suspicionMult  = 3
 	gossipInterval = 100 * time.Millisecond
 	pushPull       = 5 * time.Second
-	// joinEvery is how often nodes are looked for that ought to be there.
+	// joinEvery is how often nodes are looked for that ought to be there, joinSoon while none is: nodes that
+	// start at once miss one another at first.
 	joinEvery = time.Second
+	joinSoon  = 100 * time.Millisecond
 	dialLimit = 2 * time.Second
 	// aloneTell is how often the log is told that nobody is there, from when nobody was for so long.
 	aloneTell = 5 * time.Second
@@ -69,8 +72,11 @@ type Node struct {
 	// Expect is how many control nodes it was told to begin a cluster with, State what it has.
 	Expect int    `json:"e,omitempty"`
 	State  string `json:"z,omitempty"`
-	// Serving: its call queues take calls. Ready: its gateway answers.
+	// Serving: its call queues take calls. Leaving: it is stopping in order, the last that it says.
+	// Removed: it is never to come back.
 	Serving bool   `json:"v,omitempty"`
+	Leaving bool   `json:"l,omitempty"`
+	Removed bool   `json:"x,omitempty"`
 	Version string `json:"n,omitempty"`
 }
 
@@ -93,16 +99,21 @@ type Config struct {
 // Members is a running member. Its methods may be called from many goroutines.
 type Members struct {
 	log   *slog.Logger
+	name  string
 	list  *memberlist.Memberlist
 	seeds []string
 	// encrypted: what is said is.
 	encrypted bool
 
-	mu      sync.Mutex
-	self    Node
-	changed chan struct{} // closed and replaced at each change
-	stop    context.CancelFunc
-	running sync.WaitGroup
+	mu    sync.Mutex
+	self  Node
+	known map[string]string // gossip address of every control node that was ever seen, by name
+	gone  map[string]Gone
+	// forgotten are nodes that were removed, and when.
+	forgotten map[string]time.Time
+	changed   chan struct{} // closed and replaced at each change
+	stop      context.CancelFunc
+	running   sync.WaitGroup
 }
 
 // Open takes part. It does not wait for others: who is not there yet is looked for in the background.
@@ -111,7 +122,10 @@ func Open(config Config) (*Members, error) {
 	if err != nil {
 		return nil, fmt.Errorf("gossip: listen: %w", err)
 	}
-	m := &Members{log: config.Logger, self: config.Self, seeds: config.Join, encrypted: config.Key != nil, changed: make(chan struct{})}
+	m := &Members{
+		log: config.Logger, name: config.Self.Name, self: config.Self, seeds: config.Join, encrypted: config.Key != nil,
+		known: map[string]string{}, gone: map[string]Gone{}, forgotten: map[string]time.Time{}, changed: make(chan struct{}),
+	}
 	c := memberlist.DefaultLANConfig()
 	c.Name = config.Self.Name
 	c.BindAddr, c.BindPort = host, port
@@ -145,22 +159,20 @@ func Open(config Config) (*Members, error) {
 // seek joins seeds that are not among the members until ctx ends: at the start, and when a network that
 // was cut is whole again.
 func (m *Members) seek(ctx context.Context) {
-	ticker := time.NewTicker(joinEvery)
-	defer ticker.Stop()
-	known := map[string]string{} // gossip address of every node that was ever seen, by name
-	alone := time.Now()          // since when, or when the log was told of it last
+	alone := time.Now() // since when, or when the log was told of it last
 	for {
 		here := map[string]bool{}
-		for _, n := range m.Nodes() {
+		nodes := m.Nodes()
+		m.mu.Lock()
+		for _, n := range nodes {
 			here[n.Gossip] = true
 			if n.Role == Control {
-				known[n.Name] = n.Gossip
+				m.known[n.Name] = n.Gossip
 			}
 		}
-		var missing []string
-		m.mu.Lock()
-		seeds := m.seeds
+		seeds, known := m.seeds, slices.Collect(maps.Values(m.known))
 		m.mu.Unlock()
+		var missing []string
 		for _, seed := range seeds {
 			if !here[seed] && (len(here) == 1 || net.ParseIP(hostOf(seed)) != nil) {
 				missing = append(missing, seed)
@@ -182,10 +194,14 @@ func (m *Members) seek(ctx context.Context) {
 				}
 			}
 		}
+		wait := joinEvery
+		if len(here) == 1 {
+			wait = joinSoon
+		}
 		select {
 		case <-ctx.Done():
 			return
-		case <-ticker.C:
+		case <-time.After(wait):
 		}
 	}
 }
@@ -245,6 +261,9 @@ func (m *Members) Update(change func(*Node)) error {
 func (m *Members) Close() error {
 	m.stop()
 	m.running.Wait()
+	if err := m.Update(func(n *Node) { n.Leaving, n.Serving = true, false }); err != nil {
+		m.log.Debug("gossip: the others will take this node for dead", "err", err)
+	}
 	if err := m.list.Leave(leaveLimit); err != nil {
 		m.log.Debug("gossip: the others will find out that this node has left", "err", err) // there may be none left
 	}
@@ -271,19 +290,6 @@ func (d *delegate) NotifyMsg([]byte)                {}
 func (d *delegate) GetBroadcasts(int, int) [][]byte { return nil }
 func (d *delegate) LocalState(bool) []byte          { return nil }
 func (d *delegate) MergeRemoteState([]byte, bool)   {}
-
-// events hears from memberlist what has changed.
-type events Members
-
-func (e *events) notify() {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	close(e.changed)
-	e.changed = make(chan struct{})
-}
-func (e *events) NotifyJoin(*memberlist.Node)   { e.notify() }
-func (e *events) NotifyLeave(*memberlist.Node)  { e.notify() }
-func (e *events) NotifyUpdate(*memberlist.Node) { e.notify() }
 
 // writer hands memberlist's log lines to slog. Its errors are about others that are not there, which
 // the cluster's own lines say better.

@@ -85,7 +85,7 @@ Any AWS client works too: point it at the endpoint.`,
 			root.AddCommand(c)
 		}
 	}
-	add(groupPlatform, newDevCommand(), newControlCommand(), newWorkerCommand(), newDoctorCommand(), newKeyCommand(), newCACommand())
+	add(groupPlatform, newDevCommand(), newControlCommand(), newWorkerCommand(), newDoctorCommand(), newNodeCommand(), newKeyCommand(), newCACommand())
 	add(groupFunctions, newDeployCommand(), newInvokeCommand(), newListCommand(), newDeleteCommand())
 	add(groupWatch, newPsCommand(), newLogsCommand(), newBillCommand(), newRuntimesCommand(), newStatusCommand())
 	root.AddCommand(newVersionCommand(), benchCommand())

@@ -104,7 +104,7 @@ func openControl(ctx context.Context, p parts) (platform, error) {
 		Cluster: &control.Cluster{
 			Name: s.Name, Host: s.host(), Gossip: s.bound(s.GossipPort), Calls: s.bound(s.CallsPort), Streams: s.bound(s.StreamsPort),
 			Routes: s.bound(s.RoutesPort), Raft: s.bound(s.RaftPort), Join: s.Join, Expect: s.BootstrapExpect,
-			Bootstrap: s.Bootstrap, GossipKey: s.GossipKey, TLS: s.TLS,
+			Bootstrap: s.Bootstrap, GossipKey: s.GossipKey, TLS: s.TLS, Notice: s.DrainNotice,
 		},
 	})
 	if err != nil {
@@ -133,11 +133,5 @@ func openWorker(ctx context.Context, p parts) (platform, error) {
 	if err != nil {
 		return nil, err
 	}
-	return workerNode{w}, nil
+	return w, nil
 }
-
-// workerNode is a worker as a platform.
-type workerNode struct{ *worker.Worker }
-
-// Failed implements platform: a worker has nothing that keeps it from going on.
-func (workerNode) Failed() <-chan error { return nil }

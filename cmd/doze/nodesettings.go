@@ -35,6 +35,8 @@ type NodeSettings struct {
 	// TLSDir is the folder with this node's certificate, "" for none; TLS is what is in it.
 	TLSDir string
 	TLS    *nodetls.Node
+	// DrainNotice is for how long a control node that stops goes on taking requests.
+	DrainNotice time.Duration
 }
 
 var namePattern = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$`)
@@ -56,6 +58,8 @@ func (s *devSettings) controlFlagSet(getenv func(string) string) *pflag.FlagSet 
 	f.Var(&sizeValue{&s.Memory}, "memory", "memory for calls that wait in this node's queues (default 256MiB)")
 	f.Var(&sizeValue{&s.Storage}, "storage", "disk for events, code, usage and logs (default 8GiB)")
 	s.addEvents(f)
+	s.DrainNotice = 2 * time.Second
+	f.Var(&durationValue{&s.DrainNotice, 0, time.Hour}, "drain-notice", "how long a node that stops takes requests while /readyz says that it is not ready: give load balancers the time to look")
 	s.addProcess(f)
 	f.VisitAll(func(flag *pflag.Flag) { flag.DefValue = flag.Value.String() })
 	return f

@@ -260,6 +260,9 @@ func TestRoles(t *testing.T) {
 		{"POST", "/doze/v1/keys", `{"role":"root"}`, "r", "doze:CreateKey"},
 		{"POST", "/doze/v1/keys", `{"role":"invoker","account":"222222222222"}`, "r", "doze:CreateKey"},
 		{"GET", "/doze/v1/keys?account=222222222222", "", "r", "doze:ListKeys"},
+		{"GET", "/doze/v1/nodes", "", "r", "doze:ListNodes"},
+		{"POST", "/doze/v1/nodes/w1/drain", "", "r", "doze:DrainNode"},
+		{"DELETE", "/doze/v1/nodes/w1?force=true", "", "r", "doze:RemoveNode"},
 	} {
 		for letter, k := range map[byte]key{'r': root, 'a': admin, 'd': deployer, 'i': invoker, 'x': later} {
 			answer, body := l.signed(k, now, serviceLambda, c.method, c.path, c.body, nil)

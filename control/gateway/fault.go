@@ -66,6 +66,15 @@ func faultf(code, format string, args ...any) *Fault {
 	return &Fault{Code: code, Message: fmt.Sprintf(format, args...)}
 }
 
+// CodeConflict is the code of what cannot be done as things are.
+const CodeConflict = codeConflict
+
+// Refused is the fault of what cannot be done as things are.
+func Refused(format string, args ...any) *Fault { return faultf(codeConflict, format, args...) }
+
+// Missing is the fault of what is asked for and not there.
+func Missing(format string, args ...any) *Fault { return faultf(codeNotFound, format, args...) }
+
 // Status is the HTTP status that goes with the code.
 func (f *Fault) Status() int {
 	switch f.Code {

@@ -14,6 +14,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"sync/atomic"
 	"time"
 
 	"github.com/grpc-ecosystem/grpc-gateway/v2/runtime"
@@ -76,6 +77,12 @@ type Platform interface {
 	Bill(ctx context.Context, account, month string) (*dozev1.Bill, error)
 	// Status tells the hash of the replicated state, too, if asked.
 	Status(ctx context.Context, stateHash bool) (*dozev1.Status, error)
+	// Nodes lists the cluster's nodes, as this one sees them.
+	Nodes(ctx context.Context) ([]*dozev1.Node, error)
+	// Drain tells a node to take nothing new; Remove takes one out of the cluster, with force one that is
+	// there. They refuse with a *Fault.
+	Drain(ctx context.Context, name string) error
+	Remove(ctx context.Context, name string, force bool) error
 	// Logs hands over a function's lines in order, from since (the zero time: all that is kept) until
 	// there are no more, or, with follow, until ctx ends. An error of fn ends it.
 	Logs(ctx context.Context, account, function string, since time.Time, follow bool, fn func(*dozev1.LogRecord) error) error
@@ -138,6 +145,9 @@ type Gateway struct {
 	grpcServer *grpc.Server
 	health     *health.Server
 	memory     *bodyMemory
+	leaving    atomic.Bool
+	// connections are the open ones over HTTP, requests those of them whose request is being handled.
+	connections, requests atomic.Int64
 }
 
 // Open makes a gateway. Nothing listens yet: see Handler, HTTPServer and GRPC.
@@ -224,6 +234,7 @@ func (g *Gateway) HTTPServer() *http.Server {
 		IdleTimeout:                  idleTimeout,
 		MaxHeaderBytes:               maxHeader,
 		DisableGeneralOptionsHandler: true,
+		ConnState:                    g.connState,
 		ErrorLog:                     slog.NewLogLogger(g.config.Logger.Handler(), slog.LevelDebug),
 		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
 			if tcp, ok := c.(*net.TCPConn); ok {
@@ -238,6 +249,23 @@ func (g *Gateway) HTTPServer() *http.Server {
 // GRPC is the gRPC side: the service, health and reflection. The caller serves and stops it.
 func (g *Gateway) GRPC() *grpc.Server { return g.grpcServer }
 
-// Close makes health answer "not serving", so that balancers look elsewhere while the caller
-// drains and stops the servers.
-func (g *Gateway) Close() { g.health.Shutdown() }
+func (g *Gateway) connState(_ net.Conn, state http.ConnState) {
+	switch state {
+	case http.StateNew:
+		g.connections.Add(1)
+	case http.StateClosed, http.StateHijacked:
+		g.connections.Add(-1)
+	}
+}
+
+// Unread is how many HTTP connections are open without a request being handled. net/http answers nothing to a
+// request that it reads once it is being shut down: the caller waits for these before, a while.
+func (g *Gateway) Unread() int64 { return g.connections.Load() - g.requests.Load() }
+
+// Leave makes health answer "not serving" and has clients ask for a new connection with their next
+// request, so that they and balancers look elsewhere. Requests are answered as before; the caller stops
+// the servers.
+func (g *Gateway) Leave() {
+	g.leaving.Store(true)
+	g.health.Shutdown()
+}

@@ -285,6 +285,22 @@ func (shownPlatform) Status(context.Context, bool) (*dozev1.Status, error) {
 	return &dozev1.Status{Version: "test", Ready: true}, nil
 }
 
+func (shownPlatform) Nodes(context.Context) ([]*dozev1.Node, error) { return nil, nil }
+
+func (shownPlatform) Drain(_ context.Context, name string) error {
+	if name == "last" {
+		return Refused("%s is the last.", name)
+	}
+	return nil
+}
+
+func (shownPlatform) Remove(_ context.Context, name string, force bool) error {
+	if !force {
+		return Refused("%s is there.", name)
+	}
+	return nil
+}
+
 func (shownPlatform) Logs(ctx context.Context, account, function string, since time.Time, follow bool, fn func(*dozev1.LogRecord) error) error {
 	for _, line := range []string{"first", "second \"quoted\""} {
 		if err := fn(&dozev1.LogRecord{AtMs: since.UnixMilli(), Stream: "s", Message: line}); err != nil {

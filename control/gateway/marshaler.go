@@ -31,6 +31,8 @@ func (awsJSON) Marshal(v any) ([]byte, error) {
 		return appendList(v), nil
 	case []*dozev1.AccessKey:
 		return appendList(v), nil
+	case []*dozev1.Node:
+		return appendList(v), nil
 	default:
 		return nil, fmt.Errorf("no JSON for %T", v)
 	}

@@ -45,6 +45,22 @@ func (s *service) GetStatus(ctx context.Context, r *dozev1.GetStatusRequest) (*d
 	return status, err
 }
 
+// ListNodes implements dozev1.LambdaServer.
+func (s *service) ListNodes(ctx context.Context, _ *dozev1.ListNodesRequest) (*dozev1.ListNodesResponse, error) {
+	nodes, err := s.config.Platform.Nodes(ctx)
+	return &dozev1.ListNodesResponse{Nodes: nodes}, err
+}
+
+// DrainNode implements dozev1.LambdaServer.
+func (s *service) DrainNode(ctx context.Context, r *dozev1.DrainNodeRequest) (*dozev1.DrainNodeResponse, error) {
+	return &dozev1.DrainNodeResponse{}, s.config.Platform.Drain(ctx, r.GetName())
+}
+
+// RemoveNode implements dozev1.LambdaServer.
+func (s *service) RemoveNode(ctx context.Context, r *dozev1.RemoveNodeRequest) (*dozev1.RemoveNodeResponse, error) {
+	return &dozev1.RemoveNodeResponse{}, s.config.Platform.Remove(ctx, r.GetName(), r.GetForce())
+}
+
 // TailLogs implements dozev1.LambdaServer.
 func (s *service) TailLogs(r *dozev1.TailLogsRequest, stream grpc.ServerStreamingServer[dozev1.LogRecord]) error {
 	return s.tail(stream.Context(), r, stream.Send)

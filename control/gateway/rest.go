@@ -23,9 +23,14 @@ const (
 // some paths with an HTML redirect, and in front of grpc-gateway, which knows neither two
 // operations on one path nor AWS's bounds. Every answer has a request id and AWS's shape.
 func (g *Gateway) serveHTTP(w http.ResponseWriter, r *http.Request) {
+	g.requests.Add(1)
+	defer g.requests.Add(-1)
 	x := &exchange{id: newRequestID()}
 	w.Header()[headerRequestID] = []string{x.id.String()}
 	defer g.recoverHTTP(w, x)
+	if g.leaving.Load() {
+		w.Header().Set("Connection", "close")
+	}
 	path := r.URL.EscapedPath()
 	if path == "/readyz" || path == "/healthz" {
 		g.serveHealth(w, r, path == "/readyz")

@@ -119,6 +119,20 @@ func (n *Node) IsLeader() bool {
 	return ok
 }
 
+// HandOver has another voter lead, if this node does and there is one; it does not wait until that one does.
+// Proposals meanwhile wait for the new leader, or fail with ErrNotLeader. Errors as Propose.
+func (n *Node) HandOver(ctx context.Context) error {
+	if n.raft.State() != raft.Leader || n.onlyVoter() {
+		return nil
+	}
+	return n.await(ctx, func() error {
+		if err := n.raft.LeadershipTransfer().Error(); err != nil && n.raft.State() == raft.Leader {
+			return err
+		}
+		return nil
+	})
+}
+
 // Leader is who leads, as far as this node knows; empty when nobody does.
 func (n *Node) Leader() (id, addr string) {
 	a, i := n.raft.LeaderWithID()

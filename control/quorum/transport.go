@@ -52,7 +52,38 @@ func newTransport(cfg Config, logger hclog.Logger) transport {
 	if cfg.Resolve != nil {
 		config.ServerAddressProvider = resolver(cfg.Resolve)
 	}
-	return raft.NewNetworkTransportWithConfig(config)
+	return &network{NetworkTransport: raft.NewNetworkTransportWithConfig(config)}
+}
+
+// network is raft's transport, whose heartbeats come to an end: raft handles them on the connections'
+// goroutines, also after it was shut down, and panics when it cannot store a new term any more.
+type network struct {
+	*raft.NetworkTransport
+
+	mu     sync.RWMutex // held to read while a heartbeat is handled
+	closed bool
+}
+
+// SetHeartbeatHandler implements raft.Transport.
+func (t *network) SetHeartbeatHandler(handle func(raft.RPC)) {
+	t.NetworkTransport.SetHeartbeatHandler(func(rpc raft.RPC) {
+		t.mu.RLock()
+		defer t.mu.RUnlock()
+		if t.closed {
+			rpc.Respond(nil, raft.ErrRaftShutdown)
+			return
+		}
+		handle(rpc)
+	})
+}
+
+// Close implements raft.WithClose. When it returns no heartbeat is handled.
+func (t *network) Close() error {
+	err := t.NetworkTransport.Close()
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.closed = true
+	return err
 }
 
 // resolver is raft.ServerAddressProvider: it finds nodes whose address is another than the log's.

@@ -7030,6 +7030,416 @@ func (*RevokeKeyResponse) Descriptor() ([]byte, []int) {
 	return file_doze_v1_api_proto_rawDescGZIP(), []int{107}
 }
 
+type ListNodesRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListNodesRequest) Reset() {
+	*x = ListNodesRequest{}
+	mi := &file_doze_v1_api_proto_msgTypes[108]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListNodesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListNodesRequest) ProtoMessage() {}
+
+func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_doze_v1_api_proto_msgTypes[108]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListNodesRequest.ProtoReflect.Descriptor instead.
+func (*ListNodesRequest) Descriptor() ([]byte, []int) {
+	return file_doze_v1_api_proto_rawDescGZIP(), []int{108}
+}
+
+type ListNodesResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Nodes         []*Node                `protobuf:"bytes,1,rep,name=nodes,proto3" json:"nodes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListNodesResponse) Reset() {
+	*x = ListNodesResponse{}
+	mi := &file_doze_v1_api_proto_msgTypes[109]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListNodesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListNodesResponse) ProtoMessage() {}
+
+func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_doze_v1_api_proto_msgTypes[109]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListNodesResponse.ProtoReflect.Descriptor instead.
+func (*ListNodesResponse) Descriptor() ([]byte, []int) {
+	return file_doze_v1_api_proto_rawDescGZIP(), []int{109}
+}
+
+func (x *ListNodesResponse) GetNodes() []*Node {
+	if x != nil {
+		return x.Nodes
+	}
+	return nil
+}
+
+// Node is one node of the cluster, as the control node that answers sees it.
+type Node struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// "control" or "worker".
+	Role string `protobuf:"bytes,2,opt,name=role,proto3" json:"role,omitempty"`
+	// Host and port of a control node's API; host of a worker. Empty when it is not known.
+	Address string `protobuf:"bytes,3,opt,name=address,proto3" json:"address,omitempty"`
+	// "alive"; "suspect": gossip has not given it up, but it does not answer; "draining"; "drained": that,
+	// and nothing is left on it; "left": it stopped in order; "dead".
+	State string `protobuf:"bytes,4,opt,name=state,proto3" json:"state,omitempty"`
+	// A control node's part in the replicated state: "leader", "follower", "voter" (it has a vote and is
+	// not there) or "none". Empty for a worker.
+	Raft    string `protobuf:"bytes,5,opt,name=raft,proto3" json:"raft,omitempty"`
+	Version string `protobuf:"bytes,6,opt,name=version,proto3" json:"version,omitempty"`
+	// Of a worker.
+	MemoryTotalBytes int64 `protobuf:"varint,7,opt,name=memory_total_bytes,json=memoryTotalBytes,proto3" json:"memory_total_bytes,omitempty"`
+	MemoryFreeBytes  int64 `protobuf:"varint,8,opt,name=memory_free_bytes,json=memoryFreeBytes,proto3" json:"memory_free_bytes,omitempty"`
+	Instances        int64 `protobuf:"varint,9,opt,name=instances,proto3" json:"instances,omitempty"`
+	// Calls that run: a worker's, or those that a control node's gateway waits for.
+	Calls int64 `protobuf:"varint,10,opt,name=calls,proto3" json:"calls,omitempty"`
+	// Calls in a control node's queues.
+	Queued int64 `protobuf:"varint,11,opt,name=queued,proto3" json:"queued,omitempty"`
+	// Streams and consumers of the durable plane that a control node leads, and those of which its copy
+	// lacks something or knows no leader.
+	StreamsLed    int64 `protobuf:"varint,12,opt,name=streams_led,json=streamsLed,proto3" json:"streams_led,omitempty"`
+	StreamsBehind int64 `protobuf:"varint,14,opt,name=streams_behind,json=streamsBehind,proto3" json:"streams_behind,omitempty"`
+	// Why a worker takes no calls; empty when it does.
+	Unavailable   string `protobuf:"bytes,13,opt,name=unavailable,proto3" json:"unavailable,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Node) Reset() {
+	*x = Node{}
+	mi := &file_doze_v1_api_proto_msgTypes[110]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Node) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Node) ProtoMessage() {}
+
+func (x *Node) ProtoReflect() protoreflect.Message {
+	mi := &file_doze_v1_api_proto_msgTypes[110]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Node.ProtoReflect.Descriptor instead.
+func (*Node) Descriptor() ([]byte, []int) {
+	return file_doze_v1_api_proto_rawDescGZIP(), []int{110}
+}
+
+func (x *Node) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Node) GetRole() string {
+	if x != nil {
+		return x.Role
+	}
+	return ""
+}
+
+func (x *Node) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+func (x *Node) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *Node) GetRaft() string {
+	if x != nil {
+		return x.Raft
+	}
+	return ""
+}
+
+func (x *Node) GetVersion() string {
+	if x != nil {
+		return x.Version
+	}
+	return ""
+}
+
+func (x *Node) GetMemoryTotalBytes() int64 {
+	if x != nil {
+		return x.MemoryTotalBytes
+	}
+	return 0
+}
+
+func (x *Node) GetMemoryFreeBytes() int64 {
+	if x != nil {
+		return x.MemoryFreeBytes
+	}
+	return 0
+}
+
+func (x *Node) GetInstances() int64 {
+	if x != nil {
+		return x.Instances
+	}
+	return 0
+}
+
+func (x *Node) GetCalls() int64 {
+	if x != nil {
+		return x.Calls
+	}
+	return 0
+}
+
+func (x *Node) GetQueued() int64 {
+	if x != nil {
+		return x.Queued
+	}
+	return 0
+}
+
+func (x *Node) GetStreamsLed() int64 {
+	if x != nil {
+		return x.StreamsLed
+	}
+	return 0
+}
+
+func (x *Node) GetStreamsBehind() int64 {
+	if x != nil {
+		return x.StreamsBehind
+	}
+	return 0
+}
+
+func (x *Node) GetUnavailable() string {
+	if x != nil {
+		return x.Unavailable
+	}
+	return ""
+}
+
+type DrainNodeRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          *string                `protobuf:"bytes,1,opt,name=name,proto3,oneof" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DrainNodeRequest) Reset() {
+	*x = DrainNodeRequest{}
+	mi := &file_doze_v1_api_proto_msgTypes[111]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DrainNodeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DrainNodeRequest) ProtoMessage() {}
+
+func (x *DrainNodeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_doze_v1_api_proto_msgTypes[111]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DrainNodeRequest.ProtoReflect.Descriptor instead.
+func (*DrainNodeRequest) Descriptor() ([]byte, []int) {
+	return file_doze_v1_api_proto_rawDescGZIP(), []int{111}
+}
+
+func (x *DrainNodeRequest) GetName() string {
+	if x != nil && x.Name != nil {
+		return *x.Name
+	}
+	return ""
+}
+
+type DrainNodeResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DrainNodeResponse) Reset() {
+	*x = DrainNodeResponse{}
+	mi := &file_doze_v1_api_proto_msgTypes[112]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DrainNodeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DrainNodeResponse) ProtoMessage() {}
+
+func (x *DrainNodeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_doze_v1_api_proto_msgTypes[112]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DrainNodeResponse.ProtoReflect.Descriptor instead.
+func (*DrainNodeResponse) Descriptor() ([]byte, []int) {
+	return file_doze_v1_api_proto_rawDescGZIP(), []int{112}
+}
+
+type RemoveNodeRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  *string                `protobuf:"bytes,1,opt,name=name,proto3,oneof" json:"name,omitempty"`
+	// Remove it although it is there.
+	Force         *bool `protobuf:"varint,2,opt,name=force,proto3,oneof" json:"force,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveNodeRequest) Reset() {
+	*x = RemoveNodeRequest{}
+	mi := &file_doze_v1_api_proto_msgTypes[113]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveNodeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveNodeRequest) ProtoMessage() {}
+
+func (x *RemoveNodeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_doze_v1_api_proto_msgTypes[113]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveNodeRequest.ProtoReflect.Descriptor instead.
+func (*RemoveNodeRequest) Descriptor() ([]byte, []int) {
+	return file_doze_v1_api_proto_rawDescGZIP(), []int{113}
+}
+
+func (x *RemoveNodeRequest) GetName() string {
+	if x != nil && x.Name != nil {
+		return *x.Name
+	}
+	return ""
+}
+
+func (x *RemoveNodeRequest) GetForce() bool {
+	if x != nil && x.Force != nil {
+		return *x.Force
+	}
+	return false
+}
+
+type RemoveNodeResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveNodeResponse) Reset() {
+	*x = RemoveNodeResponse{}
+	mi := &file_doze_v1_api_proto_msgTypes[114]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveNodeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveNodeResponse) ProtoMessage() {}
+
+func (x *RemoveNodeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_doze_v1_api_proto_msgTypes[114]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveNodeResponse.ProtoReflect.Descriptor instead.
+func (*RemoveNodeResponse) Descriptor() ([]byte, []int) {
+	return file_doze_v1_api_proto_rawDescGZIP(), []int{114}
+}
+
 // AccessKey is what a client signs its requests with.
 type AccessKey struct {
 	state       protoimpl.MessageState `protogen:"open.v1"`
@@ -7048,7 +7458,7 @@ type AccessKey struct {
 
 func (x *AccessKey) Reset() {
 	*x = AccessKey{}
-	mi := &file_doze_v1_api_proto_msgTypes[108]
+	mi := &file_doze_v1_api_proto_msgTypes[115]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7060,7 +7470,7 @@ func (x *AccessKey) String() string {
 func (*AccessKey) ProtoMessage() {}
 
 func (x *AccessKey) ProtoReflect() protoreflect.Message {
-	mi := &file_doze_v1_api_proto_msgTypes[108]
+	mi := &file_doze_v1_api_proto_msgTypes[115]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7073,7 +7483,7 @@ func (x *AccessKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AccessKey.ProtoReflect.Descriptor instead.
 func (*AccessKey) Descriptor() ([]byte, []int) {
-	return file_doze_v1_api_proto_rawDescGZIP(), []int{108}
+	return file_doze_v1_api_proto_rawDescGZIP(), []int{115}
 }
 
 func (x *AccessKey) GetAccessKeyId() string {
@@ -8023,7 +8433,39 @@ const file_doze_v1_api_proto_rawDesc = "" +
 	"\raccess_key_id\x18\x01 \x01(\tB\n" +
 	"\xa2\xb8\x19\x06\bS\x10\x01 \x01H\x00R\vaccessKeyId\x88\x01\x01B\x10\n" +
 	"\x0e_access_key_id\"\x13\n" +
-	"\x11RevokeKeyResponse\"\xfa\x01\n" +
+	"\x11RevokeKeyResponse\"\x12\n" +
+	"\x10ListNodesRequest\"@\n" +
+	"\x11ListNodesResponse\x12+\n" +
+	"\x05nodes\x18\x01 \x03(\v2\r.doze.v1.NodeB\x06\xa2\xb8\x19\x02\x18\x01R\x05nodes\"\x9c\x03\n" +
+	"\x04Node\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
+	"\x04role\x18\x02 \x01(\tR\x04role\x12\x18\n" +
+	"\aaddress\x18\x03 \x01(\tR\aaddress\x12\x14\n" +
+	"\x05state\x18\x04 \x01(\tR\x05state\x12\x12\n" +
+	"\x04raft\x18\x05 \x01(\tR\x04raft\x12\x18\n" +
+	"\aversion\x18\x06 \x01(\tR\aversion\x12,\n" +
+	"\x12memory_total_bytes\x18\a \x01(\x03R\x10memoryTotalBytes\x12*\n" +
+	"\x11memory_free_bytes\x18\b \x01(\x03R\x0fmemoryFreeBytes\x12\x1c\n" +
+	"\tinstances\x18\t \x01(\x03R\tinstances\x12\x14\n" +
+	"\x05calls\x18\n" +
+	" \x01(\x03R\x05calls\x12\x16\n" +
+	"\x06queued\x18\v \x01(\x03R\x06queued\x12\x1f\n" +
+	"\vstreams_led\x18\f \x01(\x03R\n" +
+	"streamsLed\x12%\n" +
+	"\x0estreams_behind\x18\x0e \x01(\x03R\rstreamsBehind\x12 \n" +
+	"\vunavailable\x18\r \x01(\tR\vunavailable\"@\n" +
+	"\x10DrainNodeRequest\x12#\n" +
+	"\x04name\x18\x01 \x01(\tB\n" +
+	"\xa2\xb8\x19\x06\bT\x10\x01 \x01H\x00R\x04name\x88\x01\x01B\a\n" +
+	"\x05_name\"\x13\n" +
+	"\x11DrainNodeResponse\"n\n" +
+	"\x11RemoveNodeRequest\x12#\n" +
+	"\x04name\x18\x01 \x01(\tB\n" +
+	"\xa2\xb8\x19\x06\bT\x10\x01 \x01H\x00R\x04name\x88\x01\x01\x12!\n" +
+	"\x05force\x18\x02 \x01(\bB\x06\xa2\xb8\x19\x02 \x02H\x01R\x05force\x88\x01\x01B\a\n" +
+	"\x05_nameB\b\n" +
+	"\x06_force\"\x14\n" +
+	"\x12RemoveNodeResponse\"\xfa\x01\n" +
 	"\tAccessKey\x12\"\n" +
 	"\raccess_key_id\x18\x01 \x01(\tR\vaccessKeyId\x12/\n" +
 	"\x11secret_access_key\x18\x02 \x01(\tH\x00R\x0fsecretAccessKey\x88\x01\x01\x12\x18\n" +
@@ -8033,7 +8475,7 @@ const file_doze_v1_api_proto_rawDesc = "" +
 	"\n" +
 	"created_at\x18\x06 \x01(\tR\tcreatedAtB\x14\n" +
 	"\x12_secret_access_keyB\x0e\n" +
-	"\f_description2\x8f*\n" +
+	"\f_description2\xd9,\n" +
 	"\x06Lambda\x12y\n" +
 	"\x0eCreateFunction\x12\x1e.doze.v1.CreateFunctionRequest\x1a\x1e.doze.v1.FunctionConfiguration\"'\xba\xb8\x19\x03\b\xc9\x01\x82\xd3\xe4\x93\x02\x1a:\x01*\"\x15/2015-03-31/functions\x12w\n" +
 	"\vGetFunction\x12\x1b.doze.v1.GetFunctionRequest\x1a\x1c.doze.v1.GetFunctionResponse\"-\x82\xd3\xe4\x93\x02'\x12%/2015-03-31/functions/{function_name}\x12\xa1\x01\n" +
@@ -8072,7 +8514,11 @@ const file_doze_v1_api_proto_rawDesc = "" +
 	"\tGetStatus\x12\x19.doze.v1.GetStatusRequest\x1a\x0f.doze.v1.Status\"\x1d\xba\xb8\x19\x02\x10\x01\x82\xd3\xe4\x93\x02\x11\x12\x0f/doze/v1/status\x12]\n" +
 	"\tCreateKey\x12\x19.doze.v1.CreateKeyRequest\x1a\x12.doze.v1.AccessKey\"!\xba\xb8\x19\x05\b\xc9\x01\x10\x01\x82\xd3\xe4\x93\x02\x12:\x01*\"\r/doze/v1/keys\x12b\n" +
 	"\bListKeys\x12\x18.doze.v1.ListKeysRequest\x1a\x19.doze.v1.ListKeysResponse\"!\xba\xb8\x19\x02\x10\x01\x82\xd3\xe4\x93\x02\x15b\x04keys\x12\r/doze/v1/keys\x12r\n" +
-	"\tRevokeKey\x12\x19.doze.v1.RevokeKeyRequest\x1a\x1a.doze.v1.RevokeKeyResponse\".\xba\xb8\x19\x05\b\xcc\x01\x10\x01\x82\xd3\xe4\x93\x02\x1f*\x1d/doze/v1/keys/{access_key_id}\x12B\n" +
+	"\tRevokeKey\x12\x19.doze.v1.RevokeKeyRequest\x1a\x1a.doze.v1.RevokeKeyResponse\".\xba\xb8\x19\x05\b\xcc\x01\x10\x01\x82\xd3\xe4\x93\x02\x1f*\x1d/doze/v1/keys/{access_key_id}\x12g\n" +
+	"\tListNodes\x12\x19.doze.v1.ListNodesRequest\x1a\x1a.doze.v1.ListNodesResponse\"#\xba\xb8\x19\x02\x10\x01\x82\xd3\xe4\x93\x02\x17b\x05nodes\x12\x0e/doze/v1/nodes\x12p\n" +
+	"\tDrainNode\x12\x19.doze.v1.DrainNodeRequest\x1a\x1a.doze.v1.DrainNodeResponse\",\xba\xb8\x19\x05\b\xca\x01\x10\x01\x82\xd3\xe4\x93\x02\x1d\"\x1b/doze/v1/nodes/{name}/drain\x12m\n" +
+	"\n" +
+	"RemoveNode\x12\x1a.doze.v1.RemoveNodeRequest\x1a\x1b.doze.v1.RemoveNodeResponse\"&\xba\xb8\x19\x05\b\xcc\x01\x10\x01\x82\xd3\xe4\x93\x02\x17*\x15/doze/v1/nodes/{name}\x12B\n" +
 	"\bTailLogs\x12\x18.doze.v1.TailLogsRequest\x1a\x12.doze.v1.LogRecord\"\x06\xba\xb8\x19\x02\x10\x010\x01B/Z-github.com/doze-run/doze/proto/doze/v1;dozev1b\x06proto3"
 
 var (
@@ -8087,7 +8533,7 @@ func file_doze_v1_api_proto_rawDescGZIP() []byte {
 	return file_doze_v1_api_proto_rawDescData
 }
 
-var file_doze_v1_api_proto_msgTypes = make([]protoimpl.MessageInfo, 116)
+var file_doze_v1_api_proto_msgTypes = make([]protoimpl.MessageInfo, 123)
 var file_doze_v1_api_proto_goTypes = []any{
 	(*FunctionCode)(nil),     // 0: doze.v1.FunctionCode
 	(*VpcConfig)(nil),        // 1: doze.v1.VpcConfig
@@ -8197,26 +8643,33 @@ var file_doze_v1_api_proto_goTypes = []any{
 	(*ListKeysResponse)(nil),                             // 105: doze.v1.ListKeysResponse
 	(*RevokeKeyRequest)(nil),                             // 106: doze.v1.RevokeKeyRequest
 	(*RevokeKeyResponse)(nil),                            // 107: doze.v1.RevokeKeyResponse
-	(*AccessKey)(nil),                                    // 108: doze.v1.AccessKey
-	nil,                                                  // 109: doze.v1.Environment.VariablesEntry
-	nil,                                                  // 110: doze.v1.CreateFunctionRequest.TagsEntry
-	nil,                                                  // 111: doze.v1.EnvironmentResponse.VariablesEntry
-	nil,                                                  // 112: doze.v1.GetFunctionResponse.TagsEntry
-	nil,                                                  // 113: doze.v1.AliasRoutingConfiguration.AdditionalVersionWeightsEntry
-	nil,                                                  // 114: doze.v1.TagResourceRequest.TagsEntry
-	nil,                                                  // 115: doze.v1.ListTagsResponse.TagsEntry
-	(*Runtime)(nil),                                      // 116: doze.v1.Runtime
-	(*ParkedStock)(nil),                                  // 117: doze.v1.ParkedStock
+	(*ListNodesRequest)(nil),                             // 108: doze.v1.ListNodesRequest
+	(*ListNodesResponse)(nil),                            // 109: doze.v1.ListNodesResponse
+	(*Node)(nil),                                         // 110: doze.v1.Node
+	(*DrainNodeRequest)(nil),                             // 111: doze.v1.DrainNodeRequest
+	(*DrainNodeResponse)(nil),                            // 112: doze.v1.DrainNodeResponse
+	(*RemoveNodeRequest)(nil),                            // 113: doze.v1.RemoveNodeRequest
+	(*RemoveNodeResponse)(nil),                           // 114: doze.v1.RemoveNodeResponse
+	(*AccessKey)(nil),                                    // 115: doze.v1.AccessKey
+	nil,                                                  // 116: doze.v1.Environment.VariablesEntry
+	nil,                                                  // 117: doze.v1.CreateFunctionRequest.TagsEntry
+	nil,                                                  // 118: doze.v1.EnvironmentResponse.VariablesEntry
+	nil,                                                  // 119: doze.v1.GetFunctionResponse.TagsEntry
+	nil,                                                  // 120: doze.v1.AliasRoutingConfiguration.AdditionalVersionWeightsEntry
+	nil,                                                  // 121: doze.v1.TagResourceRequest.TagsEntry
+	nil,                                                  // 122: doze.v1.ListTagsResponse.TagsEntry
+	(*Runtime)(nil),                                      // 123: doze.v1.Runtime
+	(*ParkedStock)(nil),                                  // 124: doze.v1.ParkedStock
 }
 var file_doze_v1_api_proto_depIdxs = []int32{
-	109, // 0: doze.v1.Environment.variables:type_name -> doze.v1.Environment.VariablesEntry
+	116, // 0: doze.v1.Environment.variables:type_name -> doze.v1.Environment.VariablesEntry
 	10,  // 1: doze.v1.CapacityProviderConfig.lambda_managed_instances_capacity_provider_config:type_name -> doze.v1.LambdaManagedInstancesCapacityProviderConfig
 	0,   // 2: doze.v1.CreateFunctionRequest.code:type_name -> doze.v1.FunctionCode
 	1,   // 3: doze.v1.CreateFunctionRequest.vpc_config:type_name -> doze.v1.VpcConfig
 	2,   // 4: doze.v1.CreateFunctionRequest.dead_letter_config:type_name -> doze.v1.DeadLetterConfig
 	3,   // 5: doze.v1.CreateFunctionRequest.environment:type_name -> doze.v1.Environment
 	4,   // 6: doze.v1.CreateFunctionRequest.tracing_config:type_name -> doze.v1.TracingConfig
-	110, // 7: doze.v1.CreateFunctionRequest.tags:type_name -> doze.v1.CreateFunctionRequest.TagsEntry
+	117, // 7: doze.v1.CreateFunctionRequest.tags:type_name -> doze.v1.CreateFunctionRequest.TagsEntry
 	5,   // 8: doze.v1.CreateFunctionRequest.file_system_configs:type_name -> doze.v1.FileSystemConfig
 	6,   // 9: doze.v1.CreateFunctionRequest.image_config:type_name -> doze.v1.ImageConfig
 	7,   // 10: doze.v1.CreateFunctionRequest.ephemeral_storage:type_name -> doze.v1.EphemeralStorage
@@ -8225,7 +8678,7 @@ var file_doze_v1_api_proto_depIdxs = []int32{
 	11,  // 13: doze.v1.CreateFunctionRequest.capacity_provider_config:type_name -> doze.v1.CapacityProviderConfig
 	12,  // 14: doze.v1.CreateFunctionRequest.durable_config:type_name -> doze.v1.DurableConfig
 	13,  // 15: doze.v1.CreateFunctionRequest.tenancy_config:type_name -> doze.v1.TenancyConfig
-	111, // 16: doze.v1.EnvironmentResponse.variables:type_name -> doze.v1.EnvironmentResponse.VariablesEntry
+	118, // 16: doze.v1.EnvironmentResponse.variables:type_name -> doze.v1.EnvironmentResponse.VariablesEntry
 	16,  // 17: doze.v1.EnvironmentResponse.error:type_name -> doze.v1.EnvironmentError
 	6,   // 18: doze.v1.ImageConfigResponse.image_config:type_name -> doze.v1.ImageConfig
 	20,  // 19: doze.v1.ImageConfigResponse.error:type_name -> doze.v1.ImageConfigError
@@ -8246,7 +8699,7 @@ var file_doze_v1_api_proto_depIdxs = []int32{
 	13,  // 34: doze.v1.FunctionConfiguration.tenancy_config:type_name -> doze.v1.TenancyConfig
 	25,  // 35: doze.v1.GetFunctionResponse.configuration:type_name -> doze.v1.FunctionConfiguration
 	27,  // 36: doze.v1.GetFunctionResponse.code:type_name -> doze.v1.FunctionCodeLocation
-	112, // 37: doze.v1.GetFunctionResponse.tags:type_name -> doze.v1.GetFunctionResponse.TagsEntry
+	119, // 37: doze.v1.GetFunctionResponse.tags:type_name -> doze.v1.GetFunctionResponse.TagsEntry
 	28,  // 38: doze.v1.GetFunctionResponse.tags_error:type_name -> doze.v1.TagsError
 	29,  // 39: doze.v1.GetFunctionResponse.concurrency:type_name -> doze.v1.Concurrency
 	25,  // 40: doze.v1.ListFunctionsResponse.functions:type_name -> doze.v1.FunctionConfiguration
@@ -8262,7 +8715,7 @@ var file_doze_v1_api_proto_depIdxs = []int32{
 	9,   // 50: doze.v1.UpdateFunctionConfigurationRequest.logging_config:type_name -> doze.v1.LoggingConfig
 	11,  // 51: doze.v1.UpdateFunctionConfigurationRequest.capacity_provider_config:type_name -> doze.v1.CapacityProviderConfig
 	12,  // 52: doze.v1.UpdateFunctionConfigurationRequest.durable_config:type_name -> doze.v1.DurableConfig
-	113, // 53: doze.v1.AliasRoutingConfiguration.additional_version_weights:type_name -> doze.v1.AliasRoutingConfiguration.AdditionalVersionWeightsEntry
+	120, // 53: doze.v1.AliasRoutingConfiguration.additional_version_weights:type_name -> doze.v1.AliasRoutingConfiguration.AdditionalVersionWeightsEntry
 	41,  // 54: doze.v1.AliasConfiguration.routing_config:type_name -> doze.v1.AliasRoutingConfiguration
 	41,  // 55: doze.v1.CreateAliasRequest.routing_config:type_name -> doze.v1.AliasRoutingConfiguration
 	42,  // 56: doze.v1.ListAliasesResponse.aliases:type_name -> doze.v1.AliasConfiguration
@@ -8274,101 +8727,108 @@ var file_doze_v1_api_proto_depIdxs = []int32{
 	52,  // 62: doze.v1.UpdateFunctionEventInvokeConfigRequest.destination_config:type_name -> doze.v1.DestinationConfig
 	53,  // 63: doze.v1.ListFunctionEventInvokeConfigsResponse.function_event_invoke_configs:type_name -> doze.v1.FunctionEventInvokeConfig
 	25,  // 64: doze.v1.ListVersionsByFunctionResponse.versions:type_name -> doze.v1.FunctionConfiguration
-	114, // 65: doze.v1.TagResourceRequest.tags:type_name -> doze.v1.TagResourceRequest.TagsEntry
-	115, // 66: doze.v1.ListTagsResponse.tags:type_name -> doze.v1.ListTagsResponse.TagsEntry
+	121, // 65: doze.v1.TagResourceRequest.tags:type_name -> doze.v1.TagResourceRequest.TagsEntry
+	122, // 66: doze.v1.ListTagsResponse.tags:type_name -> doze.v1.ListTagsResponse.TagsEntry
 	83,  // 67: doze.v1.GetAccountSettingsResponse.account_limit:type_name -> doze.v1.AccountLimit
 	84,  // 68: doze.v1.GetAccountSettingsResponse.account_usage:type_name -> doze.v1.AccountUsage
 	5,   // 69: doze.v1.FileSystemConfigList.items:type_name -> doze.v1.FileSystemConfig
 	91,  // 70: doze.v1.InstancesResponse.instances:type_name -> doze.v1.Instance
-	116, // 71: doze.v1.RuntimesResponse.runtimes:type_name -> doze.v1.Runtime
+	123, // 71: doze.v1.RuntimesResponse.runtimes:type_name -> doze.v1.Runtime
 	96,  // 72: doze.v1.Bill.functions:type_name -> doze.v1.FunctionBill
 	100, // 73: doze.v1.Status.workers:type_name -> doze.v1.WorkerStatus
 	99,  // 74: doze.v1.Status.nodes:type_name -> doze.v1.NodeStatus
-	117, // 75: doze.v1.WorkerStatus.parked:type_name -> doze.v1.ParkedStock
-	108, // 76: doze.v1.ListKeysResponse.keys:type_name -> doze.v1.AccessKey
-	14,  // 77: doze.v1.Lambda.CreateFunction:input_type -> doze.v1.CreateFunctionRequest
-	26,  // 78: doze.v1.Lambda.GetFunction:input_type -> doze.v1.GetFunctionRequest
-	31,  // 79: doze.v1.Lambda.GetFunctionConfiguration:input_type -> doze.v1.GetFunctionConfigurationRequest
-	32,  // 80: doze.v1.Lambda.ListFunctions:input_type -> doze.v1.ListFunctionsRequest
-	34,  // 81: doze.v1.Lambda.UpdateFunctionCode:input_type -> doze.v1.UpdateFunctionCodeRequest
-	35,  // 82: doze.v1.Lambda.UpdateFunctionConfiguration:input_type -> doze.v1.UpdateFunctionConfigurationRequest
-	36,  // 83: doze.v1.Lambda.DeleteFunction:input_type -> doze.v1.DeleteFunctionRequest
-	38,  // 84: doze.v1.Lambda.Invoke:input_type -> doze.v1.InvokeRequest
-	40,  // 85: doze.v1.Lambda.PublishVersion:input_type -> doze.v1.PublishVersionRequest
-	61,  // 86: doze.v1.Lambda.ListVersionsByFunction:input_type -> doze.v1.ListVersionsByFunctionRequest
-	43,  // 87: doze.v1.Lambda.CreateAlias:input_type -> doze.v1.CreateAliasRequest
-	44,  // 88: doze.v1.Lambda.GetAlias:input_type -> doze.v1.GetAliasRequest
-	45,  // 89: doze.v1.Lambda.ListAliases:input_type -> doze.v1.ListAliasesRequest
-	47,  // 90: doze.v1.Lambda.UpdateAlias:input_type -> doze.v1.UpdateAliasRequest
-	48,  // 91: doze.v1.Lambda.DeleteAlias:input_type -> doze.v1.DeleteAliasRequest
-	54,  // 92: doze.v1.Lambda.PutFunctionEventInvokeConfig:input_type -> doze.v1.PutFunctionEventInvokeConfigRequest
-	55,  // 93: doze.v1.Lambda.UpdateFunctionEventInvokeConfig:input_type -> doze.v1.UpdateFunctionEventInvokeConfigRequest
-	56,  // 94: doze.v1.Lambda.GetFunctionEventInvokeConfig:input_type -> doze.v1.GetFunctionEventInvokeConfigRequest
-	57,  // 95: doze.v1.Lambda.DeleteFunctionEventInvokeConfig:input_type -> doze.v1.DeleteFunctionEventInvokeConfigRequest
-	59,  // 96: doze.v1.Lambda.ListFunctionEventInvokeConfigs:input_type -> doze.v1.ListFunctionEventInvokeConfigsRequest
-	63,  // 97: doze.v1.Lambda.GetFunctionCodeSigningConfig:input_type -> doze.v1.GetFunctionCodeSigningConfigRequest
-	65,  // 98: doze.v1.Lambda.PutFunctionConcurrency:input_type -> doze.v1.PutFunctionConcurrencyRequest
-	66,  // 99: doze.v1.Lambda.GetFunctionConcurrency:input_type -> doze.v1.GetFunctionConcurrencyRequest
-	68,  // 100: doze.v1.Lambda.DeleteFunctionConcurrency:input_type -> doze.v1.DeleteFunctionConcurrencyRequest
-	70,  // 101: doze.v1.Lambda.AddPermission:input_type -> doze.v1.AddPermissionRequest
-	72,  // 102: doze.v1.Lambda.GetPolicy:input_type -> doze.v1.GetPolicyRequest
-	74,  // 103: doze.v1.Lambda.RemovePermission:input_type -> doze.v1.RemovePermissionRequest
-	76,  // 104: doze.v1.Lambda.TagResource:input_type -> doze.v1.TagResourceRequest
-	78,  // 105: doze.v1.Lambda.UntagResource:input_type -> doze.v1.UntagResourceRequest
-	80,  // 106: doze.v1.Lambda.ListTags:input_type -> doze.v1.ListTagsRequest
-	82,  // 107: doze.v1.Lambda.GetAccountSettings:input_type -> doze.v1.GetAccountSettingsRequest
-	89,  // 108: doze.v1.Lambda.ListInstances:input_type -> doze.v1.InstancesRequest
-	92,  // 109: doze.v1.Lambda.ListRuntimes:input_type -> doze.v1.RuntimesRequest
-	94,  // 110: doze.v1.Lambda.GetBill:input_type -> doze.v1.GetBillRequest
-	97,  // 111: doze.v1.Lambda.GetStatus:input_type -> doze.v1.GetStatusRequest
-	103, // 112: doze.v1.Lambda.CreateKey:input_type -> doze.v1.CreateKeyRequest
-	104, // 113: doze.v1.Lambda.ListKeys:input_type -> doze.v1.ListKeysRequest
-	106, // 114: doze.v1.Lambda.RevokeKey:input_type -> doze.v1.RevokeKeyRequest
-	101, // 115: doze.v1.Lambda.TailLogs:input_type -> doze.v1.TailLogsRequest
-	25,  // 116: doze.v1.Lambda.CreateFunction:output_type -> doze.v1.FunctionConfiguration
-	30,  // 117: doze.v1.Lambda.GetFunction:output_type -> doze.v1.GetFunctionResponse
-	25,  // 118: doze.v1.Lambda.GetFunctionConfiguration:output_type -> doze.v1.FunctionConfiguration
-	33,  // 119: doze.v1.Lambda.ListFunctions:output_type -> doze.v1.ListFunctionsResponse
-	25,  // 120: doze.v1.Lambda.UpdateFunctionCode:output_type -> doze.v1.FunctionConfiguration
-	25,  // 121: doze.v1.Lambda.UpdateFunctionConfiguration:output_type -> doze.v1.FunctionConfiguration
-	37,  // 122: doze.v1.Lambda.DeleteFunction:output_type -> doze.v1.DeleteFunctionResponse
-	39,  // 123: doze.v1.Lambda.Invoke:output_type -> doze.v1.InvokeResponse
-	25,  // 124: doze.v1.Lambda.PublishVersion:output_type -> doze.v1.FunctionConfiguration
-	62,  // 125: doze.v1.Lambda.ListVersionsByFunction:output_type -> doze.v1.ListVersionsByFunctionResponse
-	42,  // 126: doze.v1.Lambda.CreateAlias:output_type -> doze.v1.AliasConfiguration
-	42,  // 127: doze.v1.Lambda.GetAlias:output_type -> doze.v1.AliasConfiguration
-	46,  // 128: doze.v1.Lambda.ListAliases:output_type -> doze.v1.ListAliasesResponse
-	42,  // 129: doze.v1.Lambda.UpdateAlias:output_type -> doze.v1.AliasConfiguration
-	49,  // 130: doze.v1.Lambda.DeleteAlias:output_type -> doze.v1.DeleteAliasResponse
-	53,  // 131: doze.v1.Lambda.PutFunctionEventInvokeConfig:output_type -> doze.v1.FunctionEventInvokeConfig
-	53,  // 132: doze.v1.Lambda.UpdateFunctionEventInvokeConfig:output_type -> doze.v1.FunctionEventInvokeConfig
-	53,  // 133: doze.v1.Lambda.GetFunctionEventInvokeConfig:output_type -> doze.v1.FunctionEventInvokeConfig
-	58,  // 134: doze.v1.Lambda.DeleteFunctionEventInvokeConfig:output_type -> doze.v1.DeleteFunctionEventInvokeConfigResponse
-	60,  // 135: doze.v1.Lambda.ListFunctionEventInvokeConfigs:output_type -> doze.v1.ListFunctionEventInvokeConfigsResponse
-	64,  // 136: doze.v1.Lambda.GetFunctionCodeSigningConfig:output_type -> doze.v1.GetFunctionCodeSigningConfigResponse
-	29,  // 137: doze.v1.Lambda.PutFunctionConcurrency:output_type -> doze.v1.Concurrency
-	67,  // 138: doze.v1.Lambda.GetFunctionConcurrency:output_type -> doze.v1.GetFunctionConcurrencyResponse
-	69,  // 139: doze.v1.Lambda.DeleteFunctionConcurrency:output_type -> doze.v1.DeleteFunctionConcurrencyResponse
-	71,  // 140: doze.v1.Lambda.AddPermission:output_type -> doze.v1.AddPermissionResponse
-	73,  // 141: doze.v1.Lambda.GetPolicy:output_type -> doze.v1.GetPolicyResponse
-	75,  // 142: doze.v1.Lambda.RemovePermission:output_type -> doze.v1.RemovePermissionResponse
-	77,  // 143: doze.v1.Lambda.TagResource:output_type -> doze.v1.TagResourceResponse
-	79,  // 144: doze.v1.Lambda.UntagResource:output_type -> doze.v1.UntagResourceResponse
-	81,  // 145: doze.v1.Lambda.ListTags:output_type -> doze.v1.ListTagsResponse
-	85,  // 146: doze.v1.Lambda.GetAccountSettings:output_type -> doze.v1.GetAccountSettingsResponse
-	90,  // 147: doze.v1.Lambda.ListInstances:output_type -> doze.v1.InstancesResponse
-	93,  // 148: doze.v1.Lambda.ListRuntimes:output_type -> doze.v1.RuntimesResponse
-	95,  // 149: doze.v1.Lambda.GetBill:output_type -> doze.v1.Bill
-	98,  // 150: doze.v1.Lambda.GetStatus:output_type -> doze.v1.Status
-	108, // 151: doze.v1.Lambda.CreateKey:output_type -> doze.v1.AccessKey
-	105, // 152: doze.v1.Lambda.ListKeys:output_type -> doze.v1.ListKeysResponse
-	107, // 153: doze.v1.Lambda.RevokeKey:output_type -> doze.v1.RevokeKeyResponse
-	102, // 154: doze.v1.Lambda.TailLogs:output_type -> doze.v1.LogRecord
-	116, // [116:155] is the sub-list for method output_type
-	77,  // [77:116] is the sub-list for method input_type
-	77,  // [77:77] is the sub-list for extension type_name
-	77,  // [77:77] is the sub-list for extension extendee
-	0,   // [0:77] is the sub-list for field type_name
+	124, // 75: doze.v1.WorkerStatus.parked:type_name -> doze.v1.ParkedStock
+	115, // 76: doze.v1.ListKeysResponse.keys:type_name -> doze.v1.AccessKey
+	110, // 77: doze.v1.ListNodesResponse.nodes:type_name -> doze.v1.Node
+	14,  // 78: doze.v1.Lambda.CreateFunction:input_type -> doze.v1.CreateFunctionRequest
+	26,  // 79: doze.v1.Lambda.GetFunction:input_type -> doze.v1.GetFunctionRequest
+	31,  // 80: doze.v1.Lambda.GetFunctionConfiguration:input_type -> doze.v1.GetFunctionConfigurationRequest
+	32,  // 81: doze.v1.Lambda.ListFunctions:input_type -> doze.v1.ListFunctionsRequest
+	34,  // 82: doze.v1.Lambda.UpdateFunctionCode:input_type -> doze.v1.UpdateFunctionCodeRequest
+	35,  // 83: doze.v1.Lambda.UpdateFunctionConfiguration:input_type -> doze.v1.UpdateFunctionConfigurationRequest
+	36,  // 84: doze.v1.Lambda.DeleteFunction:input_type -> doze.v1.DeleteFunctionRequest
+	38,  // 85: doze.v1.Lambda.Invoke:input_type -> doze.v1.InvokeRequest
+	40,  // 86: doze.v1.Lambda.PublishVersion:input_type -> doze.v1.PublishVersionRequest
+	61,  // 87: doze.v1.Lambda.ListVersionsByFunction:input_type -> doze.v1.ListVersionsByFunctionRequest
+	43,  // 88: doze.v1.Lambda.CreateAlias:input_type -> doze.v1.CreateAliasRequest
+	44,  // 89: doze.v1.Lambda.GetAlias:input_type -> doze.v1.GetAliasRequest
+	45,  // 90: doze.v1.Lambda.ListAliases:input_type -> doze.v1.ListAliasesRequest
+	47,  // 91: doze.v1.Lambda.UpdateAlias:input_type -> doze.v1.UpdateAliasRequest
+	48,  // 92: doze.v1.Lambda.DeleteAlias:input_type -> doze.v1.DeleteAliasRequest
+	54,  // 93: doze.v1.Lambda.PutFunctionEventInvokeConfig:input_type -> doze.v1.PutFunctionEventInvokeConfigRequest
+	55,  // 94: doze.v1.Lambda.UpdateFunctionEventInvokeConfig:input_type -> doze.v1.UpdateFunctionEventInvokeConfigRequest
+	56,  // 95: doze.v1.Lambda.GetFunctionEventInvokeConfig:input_type -> doze.v1.GetFunctionEventInvokeConfigRequest
+	57,  // 96: doze.v1.Lambda.DeleteFunctionEventInvokeConfig:input_type -> doze.v1.DeleteFunctionEventInvokeConfigRequest
+	59,  // 97: doze.v1.Lambda.ListFunctionEventInvokeConfigs:input_type -> doze.v1.ListFunctionEventInvokeConfigsRequest
+	63,  // 98: doze.v1.Lambda.GetFunctionCodeSigningConfig:input_type -> doze.v1.GetFunctionCodeSigningConfigRequest
+	65,  // 99: doze.v1.Lambda.PutFunctionConcurrency:input_type -> doze.v1.PutFunctionConcurrencyRequest
+	66,  // 100: doze.v1.Lambda.GetFunctionConcurrency:input_type -> doze.v1.GetFunctionConcurrencyRequest
+	68,  // 101: doze.v1.Lambda.DeleteFunctionConcurrency:input_type -> doze.v1.DeleteFunctionConcurrencyRequest
+	70,  // 102: doze.v1.Lambda.AddPermission:input_type -> doze.v1.AddPermissionRequest
+	72,  // 103: doze.v1.Lambda.GetPolicy:input_type -> doze.v1.GetPolicyRequest
+	74,  // 104: doze.v1.Lambda.RemovePermission:input_type -> doze.v1.RemovePermissionRequest
+	76,  // 105: doze.v1.Lambda.TagResource:input_type -> doze.v1.TagResourceRequest
+	78,  // 106: doze.v1.Lambda.UntagResource:input_type -> doze.v1.UntagResourceRequest
+	80,  // 107: doze.v1.Lambda.ListTags:input_type -> doze.v1.ListTagsRequest
+	82,  // 108: doze.v1.Lambda.GetAccountSettings:input_type -> doze.v1.GetAccountSettingsRequest
+	89,  // 109: doze.v1.Lambda.ListInstances:input_type -> doze.v1.InstancesRequest
+	92,  // 110: doze.v1.Lambda.ListRuntimes:input_type -> doze.v1.RuntimesRequest
+	94,  // 111: doze.v1.Lambda.GetBill:input_type -> doze.v1.GetBillRequest
+	97,  // 112: doze.v1.Lambda.GetStatus:input_type -> doze.v1.GetStatusRequest
+	103, // 113: doze.v1.Lambda.CreateKey:input_type -> doze.v1.CreateKeyRequest
+	104, // 114: doze.v1.Lambda.ListKeys:input_type -> doze.v1.ListKeysRequest
+	106, // 115: doze.v1.Lambda.RevokeKey:input_type -> doze.v1.RevokeKeyRequest
+	108, // 116: doze.v1.Lambda.ListNodes:input_type -> doze.v1.ListNodesRequest
+	111, // 117: doze.v1.Lambda.DrainNode:input_type -> doze.v1.DrainNodeRequest
+	113, // 118: doze.v1.Lambda.RemoveNode:input_type -> doze.v1.RemoveNodeRequest
+	101, // 119: doze.v1.Lambda.TailLogs:input_type -> doze.v1.TailLogsRequest
+	25,  // 120: doze.v1.Lambda.CreateFunction:output_type -> doze.v1.FunctionConfiguration
+	30,  // 121: doze.v1.Lambda.GetFunction:output_type -> doze.v1.GetFunctionResponse
+	25,  // 122: doze.v1.Lambda.GetFunctionConfiguration:output_type -> doze.v1.FunctionConfiguration
+	33,  // 123: doze.v1.Lambda.ListFunctions:output_type -> doze.v1.ListFunctionsResponse
+	25,  // 124: doze.v1.Lambda.UpdateFunctionCode:output_type -> doze.v1.FunctionConfiguration
+	25,  // 125: doze.v1.Lambda.UpdateFunctionConfiguration:output_type -> doze.v1.FunctionConfiguration
+	37,  // 126: doze.v1.Lambda.DeleteFunction:output_type -> doze.v1.DeleteFunctionResponse
+	39,  // 127: doze.v1.Lambda.Invoke:output_type -> doze.v1.InvokeResponse
+	25,  // 128: doze.v1.Lambda.PublishVersion:output_type -> doze.v1.FunctionConfiguration
+	62,  // 129: doze.v1.Lambda.ListVersionsByFunction:output_type -> doze.v1.ListVersionsByFunctionResponse
+	42,  // 130: doze.v1.Lambda.CreateAlias:output_type -> doze.v1.AliasConfiguration
+	42,  // 131: doze.v1.Lambda.GetAlias:output_type -> doze.v1.AliasConfiguration
+	46,  // 132: doze.v1.Lambda.ListAliases:output_type -> doze.v1.ListAliasesResponse
+	42,  // 133: doze.v1.Lambda.UpdateAlias:output_type -> doze.v1.AliasConfiguration
+	49,  // 134: doze.v1.Lambda.DeleteAlias:output_type -> doze.v1.DeleteAliasResponse
+	53,  // 135: doze.v1.Lambda.PutFunctionEventInvokeConfig:output_type -> doze.v1.FunctionEventInvokeConfig
+	53,  // 136: doze.v1.Lambda.UpdateFunctionEventInvokeConfig:output_type -> doze.v1.FunctionEventInvokeConfig
+	53,  // 137: doze.v1.Lambda.GetFunctionEventInvokeConfig:output_type -> doze.v1.FunctionEventInvokeConfig
+	58,  // 138: doze.v1.Lambda.DeleteFunctionEventInvokeConfig:output_type -> doze.v1.DeleteFunctionEventInvokeConfigResponse
+	60,  // 139: doze.v1.Lambda.ListFunctionEventInvokeConfigs:output_type -> doze.v1.ListFunctionEventInvokeConfigsResponse
+	64,  // 140: doze.v1.Lambda.GetFunctionCodeSigningConfig:output_type -> doze.v1.GetFunctionCodeSigningConfigResponse
+	29,  // 141: doze.v1.Lambda.PutFunctionConcurrency:output_type -> doze.v1.Concurrency
+	67,  // 142: doze.v1.Lambda.GetFunctionConcurrency:output_type -> doze.v1.GetFunctionConcurrencyResponse
+	69,  // 143: doze.v1.Lambda.DeleteFunctionConcurrency:output_type -> doze.v1.DeleteFunctionConcurrencyResponse
+	71,  // 144: doze.v1.Lambda.AddPermission:output_type -> doze.v1.AddPermissionResponse
+	73,  // 145: doze.v1.Lambda.GetPolicy:output_type -> doze.v1.GetPolicyResponse
+	75,  // 146: doze.v1.Lambda.RemovePermission:output_type -> doze.v1.RemovePermissionResponse
+	77,  // 147: doze.v1.Lambda.TagResource:output_type -> doze.v1.TagResourceResponse
+	79,  // 148: doze.v1.Lambda.UntagResource:output_type -> doze.v1.UntagResourceResponse
+	81,  // 149: doze.v1.Lambda.ListTags:output_type -> doze.v1.ListTagsResponse
+	85,  // 150: doze.v1.Lambda.GetAccountSettings:output_type -> doze.v1.GetAccountSettingsResponse
+	90,  // 151: doze.v1.Lambda.ListInstances:output_type -> doze.v1.InstancesResponse
+	93,  // 152: doze.v1.Lambda.ListRuntimes:output_type -> doze.v1.RuntimesResponse
+	95,  // 153: doze.v1.Lambda.GetBill:output_type -> doze.v1.Bill
+	98,  // 154: doze.v1.Lambda.GetStatus:output_type -> doze.v1.Status
+	115, // 155: doze.v1.Lambda.CreateKey:output_type -> doze.v1.AccessKey
+	105, // 156: doze.v1.Lambda.ListKeys:output_type -> doze.v1.ListKeysResponse
+	107, // 157: doze.v1.Lambda.RevokeKey:output_type -> doze.v1.RevokeKeyResponse
+	109, // 158: doze.v1.Lambda.ListNodes:output_type -> doze.v1.ListNodesResponse
+	112, // 159: doze.v1.Lambda.DrainNode:output_type -> doze.v1.DrainNodeResponse
+	114, // 160: doze.v1.Lambda.RemoveNode:output_type -> doze.v1.RemoveNodeResponse
+	102, // 161: doze.v1.Lambda.TailLogs:output_type -> doze.v1.LogRecord
+	120, // [120:162] is the sub-list for method output_type
+	78,  // [78:120] is the sub-list for method input_type
+	78,  // [78:78] is the sub-list for extension type_name
+	78,  // [78:78] is the sub-list for extension extendee
+	0,   // [0:78] is the sub-list for field type_name
 }
 
 func init() { file_doze_v1_api_proto_init() }
@@ -8454,14 +8914,16 @@ func file_doze_v1_api_proto_init() {
 	file_doze_v1_api_proto_msgTypes[103].OneofWrappers = []any{}
 	file_doze_v1_api_proto_msgTypes[104].OneofWrappers = []any{}
 	file_doze_v1_api_proto_msgTypes[106].OneofWrappers = []any{}
-	file_doze_v1_api_proto_msgTypes[108].OneofWrappers = []any{}
+	file_doze_v1_api_proto_msgTypes[111].OneofWrappers = []any{}
+	file_doze_v1_api_proto_msgTypes[113].OneofWrappers = []any{}
+	file_doze_v1_api_proto_msgTypes[115].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_doze_v1_api_proto_rawDesc), len(file_doze_v1_api_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   116,
+			NumMessages:   123,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -63,6 +63,9 @@ const (
 	Lambda_CreateKey_FullMethodName                       = "/doze.v1.Lambda/CreateKey"
 	Lambda_ListKeys_FullMethodName                        = "/doze.v1.Lambda/ListKeys"
 	Lambda_RevokeKey_FullMethodName                       = "/doze.v1.Lambda/RevokeKey"
+	Lambda_ListNodes_FullMethodName                       = "/doze.v1.Lambda/ListNodes"
+	Lambda_DrainNode_FullMethodName                       = "/doze.v1.Lambda/DrainNode"
+	Lambda_RemoveNode_FullMethodName                      = "/doze.v1.Lambda/RemoveNode"
 	Lambda_TailLogs_FullMethodName                        = "/doze.v1.Lambda/TailLogs"
 )
 
@@ -153,6 +156,13 @@ type LambdaClient interface {
 	ListKeys(ctx context.Context, in *ListKeysRequest, opts ...grpc.CallOption) (*ListKeysResponse, error)
 	// RevokeKey ends an access key: what is signed with it from now on is refused.
 	RevokeKey(ctx context.Context, in *RevokeKeyRequest, opts ...grpc.CallOption) (*RevokeKeyResponse, error)
+	// ListNodes tells which nodes the cluster has, control nodes and workers, and how each is.
+	ListNodes(ctx context.Context, in *ListNodesRequest, opts ...grpc.CallOption) (*ListNodesResponse, error)
+	// DrainNode has a node take nothing new and let what it has come to its end. It answers when the node
+	// has been told; ListNodes shows how far it is. A restart of the node's process ends it.
+	DrainNode(ctx context.Context, in *DrainNodeRequest, opts ...grpc.CallOption) (*DrainNodeResponse, error)
+	// RemoveNode takes a node that is gone for good out of the cluster: out of Raft, the streams and gossip.
+	RemoveNode(ctx context.Context, in *RemoveNodeRequest, opts ...grpc.CallOption) (*RemoveNodeResponse, error)
 	// TailLogs streams a function's log. Its REST face is a plain handler:
 	// GET /doze/v1/functions/{name}/logs?since=...&follow=true, one JSON object a line.
 	TailLogs(ctx context.Context, in *TailLogsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[LogRecord], error)
@@ -546,6 +556,36 @@ func (c *lambdaClient) RevokeKey(ctx context.Context, in *RevokeKeyRequest, opts
 	return out, nil
 }
 
+func (c *lambdaClient) ListNodes(ctx context.Context, in *ListNodesRequest, opts ...grpc.CallOption) (*ListNodesResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListNodesResponse)
+	err := c.cc.Invoke(ctx, Lambda_ListNodes_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *lambdaClient) DrainNode(ctx context.Context, in *DrainNodeRequest, opts ...grpc.CallOption) (*DrainNodeResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(DrainNodeResponse)
+	err := c.cc.Invoke(ctx, Lambda_DrainNode_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *lambdaClient) RemoveNode(ctx context.Context, in *RemoveNodeRequest, opts ...grpc.CallOption) (*RemoveNodeResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RemoveNodeResponse)
+	err := c.cc.Invoke(ctx, Lambda_RemoveNode_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *lambdaClient) TailLogs(ctx context.Context, in *TailLogsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[LogRecord], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	stream, err := c.cc.NewStream(ctx, &Lambda_ServiceDesc.Streams[0], Lambda_TailLogs_FullMethodName, cOpts...)
@@ -652,6 +692,13 @@ type LambdaServer interface {
 	ListKeys(context.Context, *ListKeysRequest) (*ListKeysResponse, error)
 	// RevokeKey ends an access key: what is signed with it from now on is refused.
 	RevokeKey(context.Context, *RevokeKeyRequest) (*RevokeKeyResponse, error)
+	// ListNodes tells which nodes the cluster has, control nodes and workers, and how each is.
+	ListNodes(context.Context, *ListNodesRequest) (*ListNodesResponse, error)
+	// DrainNode has a node take nothing new and let what it has come to its end. It answers when the node
+	// has been told; ListNodes shows how far it is. A restart of the node's process ends it.
+	DrainNode(context.Context, *DrainNodeRequest) (*DrainNodeResponse, error)
+	// RemoveNode takes a node that is gone for good out of the cluster: out of Raft, the streams and gossip.
+	RemoveNode(context.Context, *RemoveNodeRequest) (*RemoveNodeResponse, error)
 	// TailLogs streams a function's log. Its REST face is a plain handler:
 	// GET /doze/v1/functions/{name}/logs?since=...&follow=true, one JSON object a line.
 	TailLogs(*TailLogsRequest, grpc.ServerStreamingServer[LogRecord]) error
@@ -778,6 +825,15 @@ func (UnimplementedLambdaServer) ListKeys(context.Context, *ListKeysRequest) (*L
 }
 func (UnimplementedLambdaServer) RevokeKey(context.Context, *RevokeKeyRequest) (*RevokeKeyResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method RevokeKey not implemented")
+}
+func (UnimplementedLambdaServer) ListNodes(context.Context, *ListNodesRequest) (*ListNodesResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListNodes not implemented")
+}
+func (UnimplementedLambdaServer) DrainNode(context.Context, *DrainNodeRequest) (*DrainNodeResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method DrainNode not implemented")
+}
+func (UnimplementedLambdaServer) RemoveNode(context.Context, *RemoveNodeRequest) (*RemoveNodeResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method RemoveNode not implemented")
 }
 func (UnimplementedLambdaServer) TailLogs(*TailLogsRequest, grpc.ServerStreamingServer[LogRecord]) error {
 	return status.Error(codes.Unimplemented, "method TailLogs not implemented")
@@ -1487,6 +1543,60 @@ func _Lambda_RevokeKey_Handler(srv interface{}, ctx context.Context, dec func(in
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Lambda_ListNodes_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListNodesRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(LambdaServer).ListNodes(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Lambda_ListNodes_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(LambdaServer).ListNodes(ctx, req.(*ListNodesRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Lambda_DrainNode_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(DrainNodeRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(LambdaServer).DrainNode(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Lambda_DrainNode_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(LambdaServer).DrainNode(ctx, req.(*DrainNodeRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Lambda_RemoveNode_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RemoveNodeRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(LambdaServer).RemoveNode(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Lambda_RemoveNode_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(LambdaServer).RemoveNode(ctx, req.(*RemoveNodeRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Lambda_TailLogs_Handler(srv interface{}, stream grpc.ServerStream) error {
 	m := new(TailLogsRequest)
 	if err := stream.RecvMsg(m); err != nil {
@@ -1656,6 +1766,18 @@ var Lambda_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "RevokeKey",
 			Handler:    _Lambda_RevokeKey_Handler,
+		},
+		{
+			MethodName: "ListNodes",
+			Handler:    _Lambda_ListNodes_Handler,
+		},
+		{
+			MethodName: "DrainNode",
+			Handler:    _Lambda_DrainNode_Handler,
+		},
+		{
+			MethodName: "RemoveNode",
+			Handler:    _Lambda_RemoveNode_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{

@@ -450,7 +450,9 @@ type WorkerReport struct {
 	// What this machine's sandbox does not give, for people ("memory limits: no cgroup ...").
 	Missing []string `protobuf:"bytes,10,rep,name=missing,proto3" json:"missing,omitempty"`
 	// Its sandboxes that wait for a function.
-	Parked        []*ParkedStock `protobuf:"bytes,11,rep,name=parked,proto3" json:"parked,omitempty"`
+	Parked []*ParkedStock `protobuf:"bytes,11,rep,name=parked,proto3" json:"parked,omitempty"`
+	// It is draining, and has nothing left: no instance, no usage that is not in the ledger.
+	Drained       bool `protobuf:"varint,12,opt,name=drained,proto3" json:"drained,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -560,6 +562,13 @@ func (x *WorkerReport) GetParked() []*ParkedStock {
 		return x.Parked
 	}
 	return nil
+}
+
+func (x *WorkerReport) GetDrained() bool {
+	if x != nil {
+		return x.Drained
+	}
+	return false
 }
 
 // ParkedStock is what a worker keeps of one kind of sandboxes that wait for a function.
@@ -1640,7 +1649,7 @@ const file_doze_v1_bus_proto_rawDesc = "" +
 	"\aaccount\x18\x01 \x01(\tR\aaccount\x12\x1a\n" +
 	"\bfunction\x18\x02 \x01(\tR\bfunction\x12\x18\n" +
 	"\aversion\x18\x03 \x01(\tR\aversion\x12\x1a\n" +
-	"\brevision\x18\x04 \x01(\tR\brevision\"\x8d\x03\n" +
+	"\brevision\x18\x04 \x01(\tR\brevision\"\xa7\x03\n" +
 	"\fWorkerReport\x12\x16\n" +
 	"\x06worker\x18\x01 \x01(\tR\x06worker\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\tR\x05epoch\x12,\n" +
@@ -1653,7 +1662,8 @@ const file_doze_v1_bus_proto_rawDesc = "" +
 	"\asandbox\x18\t \x01(\tR\asandbox\x12\x18\n" +
 	"\amissing\x18\n" +
 	" \x03(\tR\amissing\x12,\n" +
-	"\x06parked\x18\v \x03(\v2\x14.doze.v1.ParkedStockR\x06parked\"\xa0\x01\n" +
+	"\x06parked\x18\v \x03(\v2\x14.doze.v1.ParkedStockR\x06parked\x12\x18\n" +
+	"\adrained\x18\f \x01(\bR\adrained\"\xa0\x01\n" +
 	"\vParkedStock\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x16\n" +
 	"\x06parked\x18\x02 \x01(\rR\x06parked\x12\x16\n" +

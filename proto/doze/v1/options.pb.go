@@ -172,6 +172,7 @@ const (
 	Shape_SHAPE_ACCOUNT         Shape = 81
 	Shape_SHAPE_KEY_DESCRIPTION Shape = 82
 	Shape_SHAPE_ACCESS_KEY_ID   Shape = 83
+	Shape_SHAPE_NODE_NAME       Shape = 84
 	// What of the network a function reaches. "default" gives it back to the platform.
 	Shape_SHAPE_NETWORK Shape = 900
 )
@@ -258,6 +259,7 @@ var (
 		81:  "SHAPE_ACCOUNT",
 		82:  "SHAPE_KEY_DESCRIPTION",
 		83:  "SHAPE_ACCESS_KEY_ID",
+		84:  "SHAPE_NODE_NAME",
 		900: "SHAPE_NETWORK",
 	}
 	Shape_value = map[string]int32{
@@ -340,6 +342,7 @@ var (
 		"SHAPE_ACCOUNT":                                     81,
 		"SHAPE_KEY_DESCRIPTION":                             82,
 		"SHAPE_ACCESS_KEY_ID":                               83,
+		"SHAPE_NODE_NAME":                                   84,
 		"SHAPE_NETWORK":                                     900,
 	}
 )
@@ -735,7 +738,7 @@ const file_doze_v1_options_proto_rawDesc = "" +
 	"\x0eLOCATION_QUERY\x10\x02\x12\x13\n" +
 	"\x0fLOCATION_HEADER\x10\x03\x12\x13\n" +
 	"\x0fLOCATION_STATUS\x10\x04\x12\x14\n" +
-	"\x10LOCATION_PAYLOAD\x10\x05*\xce-\n" +
+	"\x10LOCATION_PAYLOAD\x10\x05*\x88.\n" +
 	"\x05Shape\x12\x15\n" +
 	"\x11SHAPE_UNSPECIFIED\x10\x00\x12\xba\x01\n" +
 	"\x13SHAPE_FUNCTION_NAME\x10\x01\x1a\xa0\x01\xb2\xb8\x19\x9b\x01\x18\x01 \x8c\x01*\x93\x01(arn:(aws[a-zA-Z-]*)?:lambda:)?([a-z]{2}((-gov)|(-iso([a-z]?)))?-[a-z]+-\\d{1}:)?(\\d{12}:)?(function:)?([a-zA-Z0-9-_]+)(:(\\$LATEST|[a-zA-Z0-9-_]+))?\x12\x97\x04\n" +
@@ -840,7 +843,8 @@ const file_doze_v1_options_proto_rawDesc = "" +
 	"\rSHAPE_ACCOUNT\x10Q\x1a\f\xb2\xb8\x19\b*\x06\\d{12}\x12!\n" +
 	"\x15SHAPE_KEY_DESCRIPTION\x10R\x1a\x06\xb2\xb8\x19\x02 @\x12'\n" +
 	"\x13SHAPE_ACCESS_KEY_ID\x10S\x1a\x0e\xb2\xb8\x19\n" +
-	"\x18\x04 \x80\x01*\x03\\w+\x12/\n" +
+	"\x18\x04 \x80\x01*\x03\\w+\x128\n" +
+	"\x0fSHAPE_NODE_NAME\x10T\x1a#\xb2\xb8\x19\x1f\x18\x01 ?*\x19[A-Za-z0-9][A-Za-z0-9_-]*\x12/\n" +
 	"\rSHAPE_NETWORK\x10\x84\a\x1a\x1b\xb2\xb8\x19\x17:\x04none:\x06egress:\adefault:H\n" +
 	"\x06member\x12\x1d.google.protobuf.FieldOptions\x18\x84\x97\x03 \x01(\v2\x0f.doze.v1.MemberR\x06member:9\n" +
 	"\x06inline\x12\x1f.google.protobuf.MessageOptions\x18\x85\x97\x03 \x01(\bR\x06inline:X\n" +
