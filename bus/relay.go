@@ -22,6 +22,8 @@ const (
 	maxPull = 256
 	// pulledFor is for how long after a pull it is certain that a queue's consumer is there.
 	pulledFor = consumerIdle - 5*time.Second
+	// serveLimit bounds for how long the server takes to know of what is served.
+	serveLimit = 5 * time.Second
 	// maxPulled is how many queues are remembered before those without pulls are forgotten.
 	maxPulled = 4096
 )
@@ -55,6 +57,10 @@ func (c *Conn) serveQueues() error {
 	if _, err := c.subscribe(map[string]nats.MsgHandler{
 		subjectQueue + ".*": r.open, subjectPull + ".*.*": r.pull, subjectSettle + ".>": r.settle,
 	}); err != nil {
+		return fmt.Errorf("bus: serve queues: %w", err)
+	}
+	// A worker may ask as soon as this returns: nobody to answer would be an error.
+	if err := c.nc.FlushTimeout(serveLimit); err != nil {
 		return fmt.Errorf("bus: serve queues: %w", err)
 	}
 	c.relay = r
