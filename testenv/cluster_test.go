@@ -280,7 +280,9 @@ func TestControlNodeComesBackEmpty(t *testing.T) {
 	first.Create(ctx, "f", first.Runtime(ctx, "python"), Python(t, sleeper))
 	victim := c.Controls[2]
 	victim.Kill()
-	victim.DataDir = t.TempDir()
+	if err := victim.Wipe(); err != nil {
+		t.Fatal(err)
+	}
 	victim.Start()
 	victim.Invoke(ctx, "f", "{}")
 	victim.Create(ctx, "g", first.Runtime(ctx, "python"), Python(t, sleeper))
