@@ -45,8 +45,8 @@ const (
 	dialLimit = 2 * time.Second
 	// reclaim is after what time a dead node's name may come back with another address.
 	reclaim = time.Second
-	// leaveLimit bounds telling the others that one leaves.
-	leaveLimit = time.Second
+	// leaveLimit bounds telling the others that one leaves, tellLimit waiting until a change is on its way.
+	leaveLimit, tellLimit = time.Second, time.Second
 )
 
 // Node is one member as it says of itself.
@@ -218,16 +218,16 @@ func (m *Members) Changed() <-chan struct{} {
 	return m.changed
 }
 
-// Update changes what this node says of itself.
-func (m *Members) Update(change func(*Node)) error {
+// Update changes what this node says of itself. The others hear of it soon after: with its next packets to them, or
+// when they compare what they know.
+func (m *Members) Update(change func(*Node)) {
 	m.mu.Lock()
 	change(&m.self)
 	m.mu.Unlock()
-	if err := m.list.UpdateNode(leaveLimit); err != nil {
-		return fmt.Errorf("gossip: tell the others: %w", err)
+	if err := m.list.UpdateNode(tellLimit); err != nil {
+		m.log.Debug("gossip: the others do not know of a change of this node yet", "err", err)
 	}
 	(*events)(m).notify()
-	return nil
 }
 
 // Close tells the others that this node leaves, and ends.
