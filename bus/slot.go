@@ -149,19 +149,23 @@ func (s *Slot) Claim(d *Delivery) error {
 	return nil
 }
 
-// Abandon forgets claims older than age that got no word, and returns them: their asker is gone.
-// A grant that comes later is ignored.
+// Abandon forgets claims older than age that got no word, and those that were granted and of whose body nothing has
+// come for as long as a sender waits, and returns them: their asker is gone. A grant that comes later is ignored.
 func (s *Slot) Abandon(age time.Duration) []*Delivery {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var old []*Delivery
-	s.claims = slices.DeleteFunc(s.claims, func(d *Delivery) bool {
-		late := time.Since(d.claimedAt) >= age
-		if late {
+	drop := func(list []*Delivery, late func(*Delivery) bool) []*Delivery {
+		return slices.DeleteFunc(list, func(d *Delivery) bool {
+			if !late(d) {
+				return false
+			}
 			old = append(old, d)
-		}
-		return late
-	})
+			return true
+		})
+	}
+	s.claims = drop(s.claims, func(d *Delivery) bool { return time.Since(d.claimedAt) >= age })
+	s.incoming = drop(s.incoming, func(d *Delivery) bool { return time.Since(d.arrivedAt) >= answerSlack+age })
 	return old
 }
 
@@ -274,7 +278,7 @@ func (s *Slot) granted(m *nats.Msg, id CallID, rest []byte) {
 	}
 	d.settle()
 	if total > 0 {
-		d.Body, d.total = make([]byte, 0, total), total
+		d.Body, d.total, d.arrivedAt = make([]byte, 0, total), total, d.GrantedAt
 		s.mu.Lock()
 		s.incoming = append(s.incoming, d)
 		s.mu.Unlock()
@@ -295,7 +299,7 @@ func (s *Slot) chunk(at *Conn, m *nats.Msg, id CallID, piece []byte) {
 			continue
 		}
 		d = candidate
-		d.Body = append(d.Body, piece...)
+		d.Body, d.arrivedAt = append(d.Body, piece...), time.Now()
 		if int64(len(d.Body)) == d.total {
 			s.incoming = slices.Delete(s.incoming, i, i+1)
 		}
@@ -390,6 +394,7 @@ type Delivery struct {
 	ack       string
 	deferred  bool
 	claimedAt time.Time
+	arrivedAt time.Time // the last piece of its body
 	total     int64
 	credits   chan struct{}
 }
