@@ -180,6 +180,7 @@ func (r *run) story(ctx context.Context, s *stand) {
 		Seed: r.seed, Log: r.log, Recorder: r.recorder.Addr(), Runtime: string(r.cluster.Controls[0].Runtime(ctx, "python")),
 		Functions: r.scenario.Load["functions"], Callers: r.scenario.Load["callers"], Senders: r.scenario.Load["senders"],
 		Operators: r.scenario.Load["operators"], Deployers: r.scenario.Load["deployers"], Reserved: r.scenario.Load["reserved"],
+		Timeout: time.Duration(r.scenario.Load["timeout"]) * time.Second,
 	}
 	for _, c := range r.cluster.Controls {
 		config.Nodes = append(config.Nodes, load.Node{Name: c.Name, Client: c.Client()})
@@ -193,10 +194,10 @@ func (r *run) story(ctx context.Context, s *stand) {
 	r.load.Start(ctx)
 	stopStatus := r.status(ctx)
 	defer stopStatus()
-	err = r.steps(ctx)
-	if err == nil {
-		err = r.recover(ctx)
+	if err := r.steps(ctx); err != nil {
+		s.Error(err) // what can be said of the rest is said all the same
 	}
+	err = r.recover(ctx)
 	r.load.Stop()
 	if err != nil {
 		s.Fatal(err)

@@ -43,11 +43,13 @@ type Config struct {
 	Functions, Callers, Senders, Operators, Deployers int
 	// Reserved is the concurrency that a function of its own has, "capped"; callers call it, too.
 	Reserved int
+	// Timeout is that of the functions, whole seconds; 0 is ten.
+	Timeout time.Duration
 }
 
 const (
-	// timeout is that of the functions.
-	timeout = 10 * time.Second
+	// defaultTimeout is that of the functions when nothing is said.
+	defaultTimeout = 10 * time.Second
 	// patience is how long after the promised end a caller hangs up.
 	patience = 20 * time.Second
 	// destination is where failed events go, capped the function with a reservation.
@@ -76,6 +78,9 @@ func (c Config) Caps() map[string]int {
 
 // Deploy makes the functions.
 func Deploy(ctx context.Context, config Config) (*Load, error) {
+	if config.Timeout == 0 {
+		config.Timeout = defaultTimeout
+	}
 	l := &Load{config: config, stop: make(chan struct{})}
 	names := []string{destination}
 	for i := range max(config.Functions, 1) {
@@ -127,7 +132,7 @@ func (l *Load) make(ctx context.Context, name string) error {
 func (l *Load) create(name, description string, code []byte) *lambda.CreateFunctionInput {
 	return &lambda.CreateFunctionInput{
 		FunctionName: &name, Runtime: types.Runtime(l.config.Runtime), Handler: aws.String("app.handler"), Role: aws.String(role),
-		Code: &types.FunctionCode{ZipFile: code}, Timeout: aws.Int32(int32(timeout / time.Second)), Description: &description,
+		Code: &types.FunctionCode{ZipFile: code}, Timeout: aws.Int32(int32(l.config.Timeout / time.Second)), Description: &description,
 		Environment: &types.Environment{Variables: map[string]string{"RECORDER": l.config.Recorder}},
 	}
 }
@@ -222,11 +227,11 @@ func (l *Load) invoke(ctx context.Context, node Node, name string, e event, asyn
 		panic(err) // an event is strings and numbers
 	}
 	in := &lambda.InvokeInput{FunctionName: &name, Payload: payload}
-	ask := history.Event{Kind: history.Ask, Call: e.Call, Function: name, Node: node.Name, Async: async, Limit: timeout.Milliseconds()}
+	ask := history.Event{Kind: history.Ask, Call: e.Call, Function: name, Node: node.Name, Async: async, Limit: l.config.Timeout.Milliseconds()}
 	if async {
 		in.InvocationType = types.InvocationTypeEvent
 	}
-	ctx, cancel := context.WithTimeout(ctx, timeout+patience)
+	ctx, cancel := context.WithTimeout(ctx, l.config.Timeout+patience)
 	defer cancel()
 	l.config.Log.Add(ask)
 	out, err := node.Client.Invoke(ctx, in)

@@ -83,8 +83,9 @@ var Targets = []string{
 	"controls", "workers", "all",
 }
 
-// Loads are the words for a load.
-var Loads = []string{"functions", "callers", "senders", "operators", "deployers", "reserved"}
+// Loads are the words for a load: how many users of each kind there are, the reserved concurrency of one function more,
+// and the functions' timeout in seconds.
+var Loads = []string{"functions", "callers", "senders", "operators", "deployers", "reserved", "timeout"}
 
 // Parse reads a scenario. An error says which line it does not understand.
 func Parse(r io.Reader) (*Scenario, error) {
