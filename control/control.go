@@ -134,7 +134,10 @@ func Open(ctx context.Context, config Config) (_ *Control, err error) {
 			err = errors.Join(err, c.unwind(context.Background()))
 		}
 	}()
+	var refuse *starting
 	if config.Cluster != nil {
+		refuse = answerStarting(config.HTTP)
+		defer refuse.end()
 		err = c.openCluster(ctx, background)
 	} else {
 		// The state opens beside the broker: each waits for its own disk and timers.
@@ -157,6 +160,7 @@ func Open(ctx context.Context, config Config) (_ *Control, err error) {
 	if err := c.openParts(background); err != nil {
 		return nil, err
 	}
+	refuse.end()
 	if err := c.serve(); err != nil || c.members == nil {
 		return c, err
 	}
