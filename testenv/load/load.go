@@ -236,7 +236,12 @@ func (l *Load) invoke(ctx context.Context, node Node, name string, e event, asyn
 	l.config.Log.Add(ask)
 	out, err := node.Client.Invoke(ctx, in)
 	answer := history.Event{Kind: history.Answer, Call: e.Call}
-	if answer.Status, answer.Error = outcome(err); err == nil {
+	if answer.Status, answer.Error = outcome(err); err != nil {
+		var response *smithyhttp.ResponseError
+		if errors.As(err, &response) {
+			answer.Request = response.Response.Header.Get("X-Amzn-Requestid")
+		}
+	} else {
 		answer.Status = int(out.StatusCode)
 		var said struct{ Call, Run, Pad string }
 		switch {
