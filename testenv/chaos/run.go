@@ -105,7 +105,10 @@ func (r *run) execute(ctx context.Context) (violations int, err error) {
 	if r.network != nil {
 		r.network.Close()
 	}
-	broken := r.judge()
+	broken := 0
+	if ctx.Err() == nil { // a story without its end says nothing
+		broken = r.judge()
+	}
 	left, err := leftovers(before, r.groups, r.disks)
 	if err != nil {
 		return 0, err
@@ -122,7 +125,9 @@ func (r *run) execute(ctx context.Context) (violations int, err error) {
 	}
 	r.begun = time.Time{}
 	fmt.Printf("history %s\n", filepath.Join(r.out, historyFile))
-	if violations == 0 {
+	if ctx.Err() != nil {
+		fmt.Printf("verdict %s: none, it was stopped; what it had started has ended\n", r.name)
+	} else if violations == 0 {
 		fmt.Printf("verdict %s: every promise was kept\n", r.name)
 	} else {
 		fmt.Printf("verdict %s: BROKEN, %d violations\n", r.name, violations)
@@ -150,7 +155,12 @@ func (r *run) story(ctx context.Context, s *stand) {
 		if err := clock.Build(ctx, testenv.Root(), "./cmd/doze", layout.Binary); err != nil {
 			s.Fatal(err)
 		}
-		layout.Env = func(name string) []string { return []string{clock.Variable + "=" + r.clockFile(name)} }
+		layout.Env = func(name string) []string {
+			if err := clock.Set(r.clockFile(name), 0); err != nil {
+				s.Fatal(err)
+			}
+			return []string{clock.Variable + "=" + r.clockFile(name)}
+		}
 	}
 	if r.namespaces {
 		r.network, err = netns.New()
@@ -194,12 +204,15 @@ func (r *run) story(ctx context.Context, s *stand) {
 	r.load.Start(ctx)
 	stopStatus := r.status(ctx)
 	defer stopStatus()
-	if err := r.steps(ctx); err != nil {
+	if err := r.steps(ctx); err != nil && ctx.Err() == nil {
 		s.Error(err) // what can be said of the rest is said all the same
 	}
 	err = r.recover(ctx)
 	r.load.Stop()
-	if err != nil {
+	switch {
+	case ctx.Err() != nil:
+		return
+	case err != nil:
 		s.Fatal(err)
 	}
 	r.settle(ctx)

@@ -7,12 +7,13 @@ package clock
 
 import (
 	"context"
+	"encoding/binary"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"time"
 )
@@ -20,56 +21,46 @@ import (
 // Variable names the file with the offset for a process that Build made.
 const Variable = "CLOCK_OF_THE_TEST"
 
-// Delay is how long a process may take to go by a new offset.
-const Delay = 50 * time.Millisecond
-
 // original is what Now begins with; a Go version that has it otherwise needs another line here.
 const original = "\tsec, nsec, mono := runtimeNow()\n\tif mono == 0 {\n"
 
-const skewed = "\tsec, nsec, mono := runtimeNow()\n\tsec += skew(mono)\n\tif mono == 0 {\n"
+const skewed = "\tsec, nsec, mono := runtimeNow()\n\tsec += skew()\n\tif mono == 0 {\n"
 
+// skew is in a file that is mapped, since Now is called where the runtime can make no system call.
 const skew = `package time
 
 import (
 	"sync/atomic"
 	"syscall"
+	"unsafe"
 )
 
-var (
-	skewFile, _           = syscall.Getenv("@VARIABLE@")
-	skewRead, skewSeconds atomic.Int64
-)
+var skewSeconds = mapSkew()
 
-// skew is the offset in seconds that the file says; it is read at most every so often.
-func skew(mono int64) int64 {
-	if skewFile == "" {
+func mapSkew() *atomic.Int64 {
+	none := new(atomic.Int64)
+	name, ok := syscall.Getenv("@VARIABLE@")
+	if !ok {
+		return none
+	}
+	fd, err := syscall.Open(name, syscall.O_RDONLY|syscall.O_CLOEXEC, 0)
+	if err != nil {
+		return none
+	}
+	defer syscall.Close(fd)
+	memory, err := syscall.Mmap(fd, 0, 8, syscall.PROT_READ, syscall.MAP_SHARED)
+	if err != nil {
+		return none
+	}
+	return (*atomic.Int64)(unsafe.Pointer(&memory[0]))
+}
+
+// skew is the offset in seconds that the file says.
+func skew() int64 {
+	if skewSeconds == nil { // before this package's variables have their values
 		return 0
 	}
-	last := skewRead.Load()
-	if mono-last < @DELAY@ || !skewRead.CompareAndSwap(last, mono) {
-		return skewSeconds.Load()
-	}
-	fd, err := syscall.Open(skewFile, syscall.O_RDONLY|syscall.O_CLOEXEC, 0)
-	if err != nil {
-		return skewSeconds.Load()
-	}
-	var b [24]byte
-	n, err := syscall.Read(fd, b[:])
-	syscall.Close(fd)
-	if err != nil || n == 0 {
-		return skewSeconds.Load()
-	}
-	var sum, sign int64 = 0, 1
-	for i, c := range b[:n] {
-		switch {
-		case i == 0 && c == '-':
-			sign = -1
-		case c >= '0' && c <= '9':
-			sum = 10*sum + int64(c-'0')
-		}
-	}
-	skewSeconds.Store(sign * sum)
-	return sign * sum
+	return skewSeconds.Load()
 }
 `
 
@@ -94,7 +85,7 @@ func Build(ctx context.Context, dir, path, out string) error {
 		return fmt.Errorf("clock: %w", err)
 	}
 	defer os.RemoveAll(tmp)
-	added := strings.NewReplacer("@VARIABLE@", Variable, "@DELAY@", strconv.FormatInt(int64(Delay), 10)).Replace(skew)
+	added := strings.Replace(skew, "@VARIABLE@", Variable, 1)
 	overlay, err := json.Marshal(map[string]map[string]string{"Replace": {
 		filepath.Join(source, "time.go"): filepath.Join(tmp, "time.go"), filepath.Join(source, "skew.go"): filepath.Join(tmp, "skew.go"),
 	}})
@@ -114,13 +105,15 @@ func Build(ctx context.Context, dir, path, out string) error {
 	return nil
 }
 
-// Set writes an offset, in whole seconds, for the process that has the file as Variable.
+// Set writes an offset, in whole seconds, for the processes that have the file as Variable; they go by it at once. The
+// file must be there, by a first Set, before they start.
 func Set(file string, offset time.Duration) error {
-	text := strconv.FormatInt(int64(offset/time.Second), 10)
-	if err := os.WriteFile(file+".new", []byte(text), 0o644); err != nil {
+	f, err := os.OpenFile(file, os.O_WRONLY|os.O_CREATE, 0o644)
+	if err != nil {
 		return fmt.Errorf("clock: %w", err)
 	}
-	if err := os.Rename(file+".new", file); err != nil {
+	_, err = f.WriteAt(binary.NativeEndian.AppendUint64(nil, uint64(int64(offset/time.Second))), 0)
+	if err = errors.Join(err, f.Close()); err != nil {
 		return fmt.Errorf("clock: %w", err)
 	}
 	return nil

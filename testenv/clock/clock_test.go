@@ -24,6 +24,7 @@ var begun = time.Now()
 
 func main() {
 	for lines := bufio.NewScanner(os.Stdin); lines.Scan(); {
+		<-time.After(time.Millisecond)
 		now := time.Now()
 		fmt.Println(now.Unix(), now.Sub(begun).Milliseconds())
 	}
@@ -82,7 +83,6 @@ func TestSkew(t *testing.T) {
 	if err := Set(file, 90*time.Minute); err != nil {
 		t.Fatal(err)
 	}
-	time.Sleep(2 * Delay)
 	ask(90 * time.Minute)
 	in.Close()
 	if err := cmd.Wait(); err != nil {
