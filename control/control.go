@@ -45,8 +45,6 @@ const (
 	SyncInterval = time.Second
 	// DevAccount is the account of every caller where callers are not told apart.
 	DevAccount = gateway.DevAccount
-	// catchUpLimit is how long a node that starts waits to know what the others know.
-	catchUpLimit = 25 * time.Second
 	// aloneName is the name of a node that is all there is.
 	aloneName = "control-1"
 )

@@ -30,8 +30,6 @@ type world struct {
 	spec   *dozev1.FunctionSpec
 	maker  *maker
 	worker *bus.Conn
-	// connect makes one more connection to the bus.
-	connect func() *bus.Conn
 }
 
 // maker launches made-up instances that behave as told.
@@ -175,7 +173,7 @@ func newWorld(t *testing.T, m *maker, idle time.Duration) *world {
 	if err := control.EnsureCallPlane(t.Context(), 64<<20); err != nil {
 		t.Fatal(err)
 	}
-	w := &world{t: t, maker: m, connect: connect, worker: connect(), spec: &dozev1.FunctionSpec{Account: "1", Function: "f", Version: "$LATEST", Revision: "r1", MemoryMb: 128}}
+	w := &world{t: t, maker: m, worker: connect(), spec: &dozev1.FunctionSpec{Account: "1", Function: "f", Version: "$LATEST", Revision: "r1", MemoryMb: 128}}
 	mesh := bus.NewMesh("w1", w.worker, log)
 	served, err := mesh.ServeWorker(t.Context(), "w1", present{})
 	if err != nil {
@@ -372,40 +370,6 @@ func TestFullJournalTakesNoCalls(t *testing.T) {
 			t.Error(a.Fault)
 		}
 	}
-}
-
-// An instance that has claimed the call of an asker that is gone is free again in time, and may end.
-func TestAskerGoneFreesInstance(t *testing.T) {
-	w := newWorld(t, &maker{handle: echo}, time.Minute)
-	w.ask("{}")
-	w.maker.full.Store(true) // so that the call stays in the queue until its asker is gone
-	conn := w.connect()
-	lost, err := bus.NewMesh("t", conn, slog.New(slog.DiscardHandler)).NewAsker(w, 64<<20)
-	if err != nil {
-		t.Fatal(err)
-	}
-	call := &bus.Call{Body: []byte("{}")}
-	_, _ = rand.Read(call.ID[:])
-	asked := make(chan struct{})
-	go func() {
-		defer close(asked)
-		lost.Ask(bus.NewQueueID("1", "f", "$LATEST", "r1"), call, bus.AskLimits{Queue: 5 * time.Second, Start: 5 * time.Second, Run: 5 * time.Second}, nil)
-	}()
-	w.eventually("the call waits", func() bool { return lost.InFlight() == 1 })
-	if err := conn.Close(); err != nil {
-		t.Fatal(err)
-	}
-	w.maker.full.Store(false)
-	busy := func(n uint32) func() bool {
-		return func() bool { hosted := w.pool.Hosted(); return len(hosted) == 1 && hosted[0].Busy == n }
-	}
-	w.eventually("the instance claims it", busy(1))
-	w.eventually("the instance is free again", busy(0))
-	if a := w.ask("{}"); a.Fault != nil || a.Cold {
-		t.Errorf("the next call got %+v", a)
-	}
-	_ = lost.Close()
-	<-asked
 }
 
 // Instances of what was replaced or deleted end when they have finished; others stay.

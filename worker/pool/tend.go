@@ -14,7 +14,6 @@ func (g *group) tend(now time.Time) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	passed := now.Sub(g.lastTend)
-	g.abandonMembers()
 	g.peak.see(now, g.busy)
 	g.lastTend = now
 	g.waited = regret(g.waited, len(g.held), passed)
@@ -63,23 +62,6 @@ func (g *group) abandon() {
 		}
 		for _, d := range m.slot.Abandon(claimLimit) {
 			if m.current != nil && m.current.Delivery == d {
-				m.drop()
-				m.next()
-			}
-		}
-	}
-}
-
-// abandonMembers frees instances whose claim, or the body of the call that they were granted, does not come: they
-// would wait for it for ever.
-func (g *group) abandonMembers() {
-	for _, m := range g.members {
-		c := m.current
-		if c == nil || c.granted {
-			continue
-		}
-		for _, d := range m.slot.Abandon(claimLimit) {
-			if d == c.Delivery {
 				m.drop()
 				m.next()
 			}
@@ -164,7 +146,6 @@ func (g *group) draining(late bool) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.abandon()
-	g.abandonMembers()
 	g.held = slices.DeleteFunc(g.held, func(c *holding) bool {
 		back := !c.granted && !c.claiming
 		switch {
