@@ -61,6 +61,16 @@ container-test: build ## the sandbox's suite and a platform in a worker's contai
 compose-test: build ## six containers: a cluster that is used, and killed in part (needs a Docker daemon, docker-compose, aws; BASE=IMAGE)
 	BASE='$(BASE)' deploy/compose-test
 
+# One program takes the shell's place, so that a Ctrl-C reaches it and it can take back what it made.
+.PHONY: chaos
+chaos: build ## real kills and cuts on a real cluster, and whether it kept its promises (SEED=n, DURATION=3m, or SCENARIO=name; needs root)
+	@CGO_ENABLED=0 go build -trimpath -o bin/chaos ./testenv/chaos
+	@DOZE_BINARY=$(CURDIR)/bin/doze exec bin/chaos $(if $(SEED),-seed $(SEED)) $(if $(DURATION),-duration $(DURATION)) $(patsubst %,testenv/scenarios/%.txt,$(SCENARIO))
+
+.PHONY: scenarios
+scenarios: ## each of testenv/scenarios
+	@$(MAKE) --no-print-directory chaos SCENARIO='$(sort $(patsubst testenv/scenarios/%.txt,%,$(wildcard testenv/scenarios/*.txt)))'
+
 .PHONY: images
 images: build ## the images doze-control and doze-worker (needs a Docker daemon; BASE=IMAGE, by default debian:bookworm-slim)
 	docker build --network host -f deploy/Dockerfile $(if $(BASE),--build-arg BASE='$(BASE)') --target control -t doze-control .

@@ -403,3 +403,37 @@ func BenchmarkCall(b *testing.B) {
 		})
 	}
 }
+
+// hasty gives every claim up before its grant can come.
+type hasty struct{ slot *Slot }
+
+func (h *hasty) Delivered(d *Delivery) {
+	_ = h.slot.Claim(d)
+	h.slot.Abandon(0)
+}
+func (h *hasty) Granted(*Delivery) { panic("a claim that was given up was granted") }
+func (h *hasty) Refused(*Delivery) {}
+func (h *hasty) Unparked(bool)     {}
+
+// A grant that comes after its claim was given up is answered at once: the caller need not wait for what
+// nobody runs.
+func TestLateGrantIsAnswered(t *testing.T) {
+	p := newPlane(t, 64<<20)
+	q := openQueue(t, p)
+	h := &hasty{}
+	var err error
+	if h.slot, err = q.NewSlot(h); err != nil {
+		t.Fatal(err)
+	}
+	if err := h.slot.Park(PriorityRecent, 1, time.Minute); err != nil {
+		t.Fatal(err)
+	}
+	begun := time.Now()
+	answer := p.asker.Ask(q.ID, newCall([]byte("{}")), testLimits, nil)
+	if answer.Fault == nil || answer.Fault.Code != FaultWorkerLost || answer.Fault.Ran {
+		t.Fatalf("answer %+v, fault %v", answer, answer.Fault)
+	}
+	if took := time.Since(begun); took > 2*time.Second {
+		t.Errorf("the caller was told after %v", took)
+	}
+}

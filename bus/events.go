@@ -129,7 +129,9 @@ func (e *Events) RetryAt(ctx context.Context, event *dozev1.Event, at time.Time)
 	}
 	// The shard follows from the id, so that the same retry meets its double.
 	shard := int(event.Id[len(event.Id)-1]) % e.shards
-	if err := e.timers[shard].admit(ctx, e.c.js, timerStream(shard), int64(len(data))); err != nil {
+	if err := e.c.insist(ctx, func(ctx context.Context) error {
+		return e.timers[shard].admit(ctx, e.c.js, timerStream(shard), int64(len(data)))
+	}); err != nil {
 		return err
 	}
 	id := hex.EncodeToString(event.Id) + "-" + strconv.FormatUint(uint64(event.Attempt), 10) + "-" + strconv.FormatUint(uint64(event.Throttled), 10)
@@ -140,7 +142,12 @@ func (e *Events) RetryAt(ctx context.Context, event *dozev1.Event, at time.Time)
 	msg.Header.Set("Nats-Schedule-Target", dueSubject(shard, event.Account, event.Function))
 	msg.Header.Set("Nats-Rollup", "sub")
 	msg.Header.Set("Nats-Msg-Id", id)
-	if _, err := e.c.js.PublishMsg(ctx, msg); err != nil {
+	// It may be stored at another shard no more than once: its double would not be met there. So this one is
+	// insisted on.
+	if err := e.c.insist(ctx, func(ctx context.Context) error {
+		_, err := e.c.js.PublishMsg(ctx, msg)
+		return err
+	}); err != nil {
 		if isFull(err) {
 			return ErrTimersFull
 		}
@@ -163,15 +170,19 @@ func (g *timerGauge) admit(ctx context.Context, js jetstream.JetStream, name str
 	defer g.mu.Unlock()
 	if now := time.Now(); g.checked.IsZero() || now.Sub(g.checked) >= timerCheck {
 		stream, err := js.Stream(ctx, name)
-		if err != nil {
+		switch {
+		case err == nil:
+			info := stream.CachedInfo()
+			bound, err := strconv.ParseInt(info.Config.Metadata[timerBoundKey], 10, 64)
+			if err != nil {
+				return fmt.Errorf("bus: %s has no bound: %w", name, err)
+			}
+			g.bytes, g.bound = int64(info.State.Bytes), bound
+		case g.checked.IsZero():
 			return fmt.Errorf("bus: look up %s: %w", name, err)
 		}
-		info := stream.CachedInfo()
-		bound, err := strconv.ParseInt(info.Config.Metadata[timerBoundKey], 10, 64)
-		if err != nil {
-			return fmt.Errorf("bus: %s has no bound: %w", name, err)
-		}
-		g.checked, g.bytes, g.bound = now, int64(info.State.Bytes), bound
+		// Without an answer it goes by what it knows: who waits for this one must not wait for another, too.
+		g.checked = time.Now()
 	}
 	if g.bytes+size > g.bound {
 		return ErrTimersFull

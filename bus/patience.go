@@ -41,11 +41,11 @@ func (c *Conn) insist(ctx context.Context, do func(context.Context) error) error
 }
 
 // mayPass tells whether an error is one of a stream without a leader: no answer, or that the service is
-// not available.
+// not available; or that the try before is still under way.
 func mayPass(err error) bool {
 	var api *jetstream.APIError
 	if errors.As(err, &api) {
-		return api.Code == 503 && !isFull(err)
+		return api.Code == 503 && !isFull(err) || api.ErrorCode == codeInProcess
 	}
 	return errors.Is(err, context.DeadlineExceeded) || errors.Is(err, jetstream.ErrNoStreamResponse) ||
 		errors.Is(err, jetstream.ErrJetStreamNotEnabled)

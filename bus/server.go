@@ -206,12 +206,21 @@ func (s *Server) Healthy() error {
 	if !inner.Running() {
 		return errors.New("bus: NATS server has stopped")
 	}
-	// In a cluster a leader that is being elected is not this server's to mend.
-	if health := inner.Healthz(&server.HealthzOptions{JSEnabledOnly: s.config.Cluster != nil}); health.StatusCode != http.StatusOK {
-		return fmt.Errorf("bus: %s", health.Error)
+	for {
+		// In a cluster a leader that is being elected is not this server's to mend.
+		health := inner.Healthz(&server.HealthzOptions{JSEnabledOnly: s.config.Cluster != nil})
+		switch {
+		case health.StatusCode == http.StatusOK:
+			return nil
+		case !strings.HasSuffix(health.Error, notLooked):
+			return fmt.Errorf("bus: %s", health.Error)
+		}
 	}
-	return nil
 }
+
+// notLooked is how nats-server (v2.15) ends its complaint when the millisecond that it gives its listeners had
+// passed before it looked at the first of them, as happens on a busy machine: it names none.
+const notLooked = "failed to be ready for connections after 1ms: "
 
 // Restart ends the server and starts it anew on its files. Connections come back by themselves; of
 // what was on its way that moment some may be lost. So are the call queues, which are in memory:

@@ -24,6 +24,9 @@ const (
 	PriorityHost   = 2
 )
 
+// maxAbandoned bounds the claims that a slot has given up and would still know a grant for.
+const maxAbandoned = 64
+
 // statusGone is what a pull is told that reaches no queue.
 const statusGone = "503"
 
@@ -51,13 +54,15 @@ type Slot struct {
 	first   *Conn                // where it was made
 	parked  atomic.Pointer[Conn] // where its last pull is
 
-	mu       sync.Mutex
-	subs     []listening
-	closed   bool
-	claims   []*Delivery
-	incoming []*Delivery // granted, with a body still arriving
-	outgoing []*Delivery // answered, with a payload still leaving
-	sending  sync.WaitGroup
+	mu     sync.Mutex
+	subs   []listening
+	closed bool
+	claims []*Delivery
+	// abandoned are the last claims that were given up.
+	abandoned []*Delivery
+	incoming  []*Delivery // granted, with a body still arriving
+	outgoing  []*Delivery // answered, with a payload still leaving
+	sending   sync.WaitGroup
 }
 
 // listening is a slot's subscription at one home.
@@ -153,20 +158,37 @@ func (s *Slot) Claim(d *Delivery) error {
 	return nil
 }
 
-// Abandon forgets claims older than age that got no word, and returns them: their asker is gone.
-// A grant that comes later is ignored.
+// Abandon forgets claims older than age that got no word, and those that were granted and of whose body nothing has
+// come for as long as a sender waits, and returns them: their asker is gone. If it is not, but slow, its grant is
+// answered with a fault when it comes: the call has not run here and will not.
 func (s *Slot) Abandon(age time.Duration) []*Delivery {
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	var old []*Delivery
-	s.claims = slices.DeleteFunc(s.claims, func(d *Delivery) bool {
-		late := time.Since(d.claimedAt) >= age
-		if late {
+	take := func(list *[]*Delivery, late func(*Delivery) bool) (old []*Delivery) {
+		*list = slices.DeleteFunc(*list, func(d *Delivery) bool {
+			if !late(d) {
+				return false
+			}
 			old = append(old, d)
-		}
-		return late
-	})
-	return old
+			return true
+		})
+		return old
+	}
+	claims := take(&s.claims, func(d *Delivery) bool { return time.Since(d.claimedAt) >= age })
+	granted := take(&s.incoming, func(d *Delivery) bool { return time.Since(d.arrivedAt) >= answerSlack+age })
+	s.abandoned = append(s.abandoned, claims...)
+	s.abandoned = s.abandoned[max(0, len(s.abandoned)-maxAbandoned):]
+	s.mu.Unlock()
+	for _, d := range granted {
+		s.giveUp(d)
+	}
+	return append(claims, granted...)
+}
+
+// giveUp tells the asker that a call which it has granted has not run here and will not: somebody else may run it.
+func (s *Slot) giveUp(d *Delivery) {
+	if err := s.Answer(d, &Answer{Fault: &Fault{Code: FaultWorkerLost, Message: "the claim was given up before all of its grant came"}}); err != nil {
+		d.home.log.Warn("bus: give up a grant", "err", err)
+	}
 }
 
 // Close withdraws the slot's pull, lets what is on its way arrive (Delivered may still be called),
@@ -266,6 +288,7 @@ func (s *Slot) delivered(at *Conn, m *nats.Msg) {
 func (s *Slot) granted(m *nats.Msg, id CallID, rest []byte) {
 	d := s.take(id)
 	if d == nil {
+		s.grantedLate(id)
 		return
 	}
 	r := reader{b: rest}
@@ -279,7 +302,7 @@ func (s *Slot) granted(m *nats.Msg, id CallID, rest []byte) {
 	}
 	d.settle()
 	if total > 0 {
-		d.Body, d.total = make([]byte, 0, total), total
+		d.Body, d.total, d.arrivedAt = make([]byte, 0, total), total, d.GrantedAt
 		s.mu.Lock()
 		s.incoming = append(s.incoming, d)
 		s.mu.Unlock()
@@ -292,6 +315,21 @@ func (s *Slot) granted(m *nats.Msg, id CallID, rest []byte) {
 	s.handler.Granted(d)
 }
 
+// grantedLate is of a claim that was given up before.
+func (s *Slot) grantedLate(id CallID) {
+	s.mu.Lock()
+	i := slices.IndexFunc(s.abandoned, func(d *Delivery) bool { return d.ID == id })
+	if i < 0 {
+		s.mu.Unlock()
+		return
+	}
+	d := s.abandoned[i]
+	s.abandoned = slices.Delete(s.abandoned, i, i+1)
+	s.mu.Unlock()
+	d.settle()
+	s.giveUp(d)
+}
+
 func (s *Slot) chunk(at *Conn, m *nats.Msg, id CallID, piece []byte) {
 	s.mu.Lock()
 	var d *Delivery
@@ -300,7 +338,7 @@ func (s *Slot) chunk(at *Conn, m *nats.Msg, id CallID, piece []byte) {
 			continue
 		}
 		d = candidate
-		d.Body = append(d.Body, piece...)
+		d.Body, d.arrivedAt = append(d.Body, piece...), time.Now()
 		if int64(len(d.Body)) == d.total {
 			s.incoming = slices.Delete(s.incoming, i, i+1)
 		}
@@ -396,6 +434,7 @@ type Delivery struct {
 	ack       string
 	deferred  bool
 	claimedAt time.Time
+	arrivedAt time.Time // the last piece of its body
 	total     int64
 	credits   chan struct{}
 }

@@ -291,6 +291,10 @@ const (
 	codeNoResources  jetstream.ErrorCode = 10023
 	codeStorageLimit jetstream.ErrorCode = 10047
 	codeWrongLastSeq jetstream.ErrorCode = 10071
+	// A stream of several replicas refuses with this one while another write of the subject is under way, and with the
+	// next a repetition while the first is.
+	codeWrongLastSeqCluster jetstream.ErrorCode = 10164
+	codeInProcess           jetstream.ErrorCode = 10158
 )
 
 // isFull tells whether a publish was refused because a stream or the whole store is full.
@@ -318,5 +322,5 @@ func isRefused(err error) bool {
 // isConflict tells whether a publish was refused because its subject has moved on.
 func isConflict(err error) bool {
 	var api *jetstream.APIError
-	return errors.As(err, &api) && api.ErrorCode == codeWrongLastSeq
+	return errors.As(err, &api) && (api.ErrorCode == codeWrongLastSeq || api.ErrorCode == codeWrongLastSeqCluster)
 }

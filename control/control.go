@@ -45,8 +45,6 @@ const (
 	SyncInterval = time.Second
 	// DevAccount is the account of every caller where callers are not told apart.
 	DevAccount = gateway.DevAccount
-	// catchUpLimit is how long a node that starts waits to know what the others know.
-	catchUpLimit = 25 * time.Second
 	// aloneName is the name of a node that is all there is.
 	aloneName = "control-1"
 )
@@ -139,10 +137,13 @@ func Open(ctx context.Context, config Config) (_ *Control, err error) {
 			err = errors.Join(err, c.unwind(context.Background()))
 		}
 	}()
+	var refuse *starting
 	if config.Cluster != nil {
 		if err := c.checkRemoved(); err != nil {
 			return nil, err
 		}
+		refuse = answerStarting(config.HTTP)
+		defer refuse.end()
 		err = c.openCluster(ctx, background)
 	} else {
 		// The state opens beside the broker: each waits for its own disk and timers.
@@ -156,14 +157,22 @@ func Open(ctx context.Context, config Config) (_ *Control, err error) {
 	if err != nil {
 		return nil, err
 	}
+	if c.members != nil {
+		// What is decided by the state from here on is decided by all of it.
+		if err := c.waitForState(ctx); err != nil {
+			return nil, err
+		}
+	}
 	if err := c.openParts(background); err != nil {
 		return nil, err
 	}
 	c.opened.Store(true)
+	refuse.end()
 	if err := c.serve(); err != nil || c.members == nil {
 		return c, err
 	}
-	return c, c.members.Update(func(n *gossip.Node) { n.Serving = true })
+	c.members.Update(func(n *gossip.Node) { n.Serving = true })
+	return c, nil
 }
 
 // setQuorum is called once, when the replicated state is open.
@@ -216,15 +225,6 @@ func (c *Control) openBus(ctx context.Context) error {
 
 // openParts makes what stands on the bus and the state. Its order is the reverse of how they end.
 func (c *Control) openParts(ctx context.Context) error {
-	if c.members != nil {
-		// What is decided by the state below is decided by all of it. The leader tries a node that was away
-		// again after up to 10 s (Raft's own back-off): until then this one knows nothing.
-		ctx, cancel := context.WithTimeout(ctx, catchUpLimit)
-		defer cancel()
-		if err := c.quorum.Read(ctx); err != nil {
-			return fmt.Errorf("control: catch up with the leader: %w", err)
-		}
-	}
 	log, state := c.config.Logger, c.quorum.Registry()
 	c.storage = &storage{dir: c.config.DataDir, server: c.streams, quorum: c.quorum, revive: c.revive, log: log}
 
@@ -344,4 +344,23 @@ func (c *Control) confirm(ctx context.Context) error {
 		return &gateway.Outage{Message: "The control plane has no leader that this node can reach. Try again.", Err: err}
 	}
 	return nil
+}
+
+// waitForState is confirm for a node that starts: the others may start, too, or choose a leader, and a node that
+// gave up would make that harder for them.
+func (c *Control) waitForState(ctx context.Context) error {
+	for {
+		err := c.confirm(ctx)
+		if err == nil {
+			return nil
+		}
+		if ctx.Err() != nil {
+			return err
+		}
+		c.config.Logger.Info("waiting for a leader of the control nodes", "err", err)
+		select {
+		case <-time.After(lookAgain):
+		case <-ctx.Done():
+		}
+	}
 }

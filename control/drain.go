@@ -46,9 +46,7 @@ func (c *Control) Drain() {
 		})
 		c.running.Go(func() {
 			// Others publish to their next home as soon as they hear of it.
-			if err := c.members.Update(func(n *gossip.Node) { n.Serving = false }); err != nil {
-				c.config.Logger.Warn("tell the others that this node is no home any more", "err", err)
-			}
+			c.members.Update(func(n *gossip.Node) { n.Serving = false })
 			ticker := time.NewTicker(keepAway)
 			defer ticker.Stop()
 			for {

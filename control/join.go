@@ -63,7 +63,8 @@ func (c *Control) joinState(ctx context.Context, raft net.Listener) error {
 	if err := node.WaitReady(ctx); err != nil {
 		return fmt.Errorf("control: no leader: %w", err)
 	}
-	return c.members.Update(func(n *gossip.Node) { n.State = gossip.StateMember })
+	c.members.Update(func(n *gossip.Node) { n.State = gossip.StateMember })
+	return nil
 }
 
 // waitTurn returns when this node, which has no state, may open the replicated state, and how.

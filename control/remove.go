@@ -49,9 +49,7 @@ func (c *Control) removed() error {
 	if err := os.WriteFile(path, []byte(time.Now().UTC().Format(time.RFC3339)+"\n"), 0o600); err != nil {
 		return fmt.Errorf("control: mark the data folder: %w", err)
 	}
-	if err := c.members.Update(func(n *gossip.Node) { n.Removed = true }); err != nil {
-		c.config.Logger.Debug("the others will list this node until it is removed once more", "err", err)
-	}
+	c.members.Update(func(n *gossip.Node) { n.Removed = true })
 	c.fail(errRemoved)
 	return nil
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"net"
 	"os"
@@ -16,14 +17,42 @@ import (
 	"time"
 )
 
-// Cluster is control nodes and workers as real processes on the loopback, each with ports and a folder of
-// its own. A test ends, stops and starts them one by one; what runs at its end is ended in order.
+// Cluster is control nodes and workers as real processes, each with a folder and with ports or a machine of its own.
+// A test ends, stops and starts them one by one; what runs at its end is ended in order.
 type Cluster struct {
 	Controls, Workers []*Member
 
-	t    testing.TB
-	join string // gossip address of the first control node
-	ca   string // folder of its authority, "" for none
+	t      testing.TB
+	layout Layout
+	join   string // gossip address of the first control node
+	ca     string // folder of its authority, "" for none
+}
+
+// Layout says what a cluster is made of.
+type Layout struct {
+	// Controls and Workers are how many there are, and the flags that they get beside their addresses.
+	Controls, Workers         int
+	ControlFlags, WorkerFlags []string
+	// Place gives a node a machine of its own. Without it all have ports of the loopback.
+	Place func(name string) (*Place, error)
+	// Dir gives a node its folder, Log what takes its whole log. Without them folders are the test's, and the
+	// last lines are kept.
+	Dir func(name string) (string, error)
+	Log func(name string) (io.Writer, error)
+	// Authority is the folder of the authority whose certificates they get, "" for none.
+	Authority string
+	// Binary is the program, "" for that of all tests; Env is what its environment has beside the test's.
+	Binary string
+	Env    func(name string) []string
+}
+
+// Place is a machine for a node.
+type Place struct {
+	// Addr is its IP address.
+	Addr string
+	// Start starts a process there, Dial connects to it from where the test is.
+	Start func(*exec.Cmd) error
+	Dial  func(ctx context.Context, network, address string) (net.Conn, error)
 }
 
 // Member is one process of a cluster. A control node's methods are those of a Dev.
@@ -37,16 +66,16 @@ type Member struct {
 	TLSDir string
 }
 
-// StartCluster starts a cluster and waits until every node is ready. The flags are the workers'.
+// StartCluster starts a cluster on the loopback and waits until every node is ready. The flags are the workers'.
 func StartCluster(t testing.TB, controls, workers int, flags ...string) *Cluster {
 	t.Helper()
-	return startCluster(&Cluster{t: t}, controls, workers, flags)
+	return StartLayout(t, Layout{Controls: controls, Workers: workers, WorkerFlags: flags})
 }
 
 // StartSecureCluster is StartCluster with certificates, made as an operator would.
 func StartSecureCluster(t testing.TB, controls, workers int, flags ...string) *Cluster {
 	t.Helper()
-	return startCluster(&Cluster{t: t, ca: Authority(t)}, controls, workers, flags)
+	return StartLayout(t, Layout{Controls: controls, Workers: workers, WorkerFlags: flags, Authority: Authority(t)})
 }
 
 // Authority makes a cluster's authority and is its folder.
@@ -78,47 +107,85 @@ func (c *Cluster) secure(n *Member, role string) *Member {
 	return n
 }
 
-func startCluster(c *Cluster, controls, workers int, flags []string) *Cluster {
-	c.t.Helper()
-	t := c.t
-	for i := range controls {
-		c.Controls = append(c.Controls, c.control(fmt.Sprintf("c%d", i+1), controls))
+// StartLayout starts a cluster and waits until every node is ready.
+func StartLayout(t testing.TB, layout Layout) *Cluster {
+	t.Helper()
+	c := &Cluster{t: t, layout: layout, ca: layout.Authority}
+	for i := range layout.Controls {
+		c.Controls = append(c.Controls, c.control(fmt.Sprintf("c%d", i+1), layout.Controls))
 	}
-	for range workers {
-		c.AddWorker(flags...)
+	for range layout.Workers {
+		c.AddWorker(layout.WorkerFlags...)
 	}
 	t.Cleanup(c.stop)
 	c.StartAll(c.Nodes()...)
 	return c
 }
 
+// node makes what control nodes and workers have alike.
+func (c *Cluster) node(name, verb string) *Member {
+	c.t.Helper()
+	d := &Dev{t: c.t, binary: c.layout.Binary, KeyID: "AKIDTEST", Secret: "secret", verb: verb, command: exec.Command}
+	if d.binary == "" {
+		d.binary = Binary(c.t)
+	}
+	if c.layout.Env != nil {
+		d.env = append(os.Environ(), c.layout.Env(name)...)
+	}
+	var err error
+	if c.layout.Dir != nil {
+		d.DataDir, err = c.layout.Dir(name)
+	} else {
+		d.DataDir = c.t.TempDir()
+	}
+	if err == nil && c.layout.Place != nil {
+		d.place, err = c.layout.Place(name)
+	}
+	if err == nil && c.layout.Log != nil {
+		d.log, err = c.layout.Log(name)
+	}
+	if err != nil {
+		c.t.Fatalf("%s: %v", name, err)
+	}
+	d.places = []string{"--data-dir", d.DataDir, "--name", name}
+	if d.place != nil {
+		d.places = append(d.places, "--bind", d.place.Addr, "--allow-remote")
+	}
+	return &Member{Name: name, Dev: d}
+}
+
 // control makes a control node that is one of several; it does not start it.
 func (c *Cluster) control(name string, expect int) *Member {
-	ports := freePorts(c.t, 7)
-	gossip := "127.0.0.1:" + ports[0]
-	if c.join == "" {
-		c.join = gossip
+	m := c.node(name, "control")
+	addr, ports := "127.0.0.1", []string{"9002", "9003", "9004", "9005", "9006", "9000", "9001"}
+	if m.place != nil {
+		addr = m.place.Addr
+	} else {
+		ports = freePorts(c.t, len(ports))
 	}
-	dir := c.t.TempDir()
-	at := func(port string) string { return "127.0.0.1:" + port }
-	return c.secure(&Member{Name: name, Gossip: gossip, Raft: at(ports[1]), Calls: at(ports[2]), Streams: at(ports[3]), Routes: at(ports[4]), Dev: &Dev{
-		t: c.t, binary: Binary(c.t), DataDir: dir, KeyID: "AKIDTEST", Secret: "secret", verb: "control", command: exec.Command,
-		places: []string{
-			"--data-dir", dir, "--name", name, "--join", c.join, "--gossip-port", ports[0], "--raft-port", ports[1], "--calls-port", ports[2],
-			"--streams-port", ports[3], "--routes-port", ports[4], "--listen", "127.0.0.1:" + ports[5], "--grpc-listen", "127.0.0.1:" + ports[6],
-			"--bootstrap-expect", strconv.Itoa(expect),
-		},
-	}}, "control")
+	at := func(port string) string { return net.JoinHostPort(addr, port) }
+	m.Gossip, m.Raft, m.Calls, m.Streams, m.Routes = at(ports[0]), at(ports[1]), at(ports[2]), at(ports[3]), at(ports[4])
+	if c.join == "" {
+		c.join = m.Gossip
+	}
+	m.args = c.layout.ControlFlags
+	m.places = append(m.places,
+		"--join", c.join, "--gossip-port", ports[0], "--raft-port", ports[1], "--calls-port", ports[2],
+		"--streams-port", ports[3], "--routes-port", ports[4], "--listen", at(ports[5]), "--grpc-listen", at(ports[6]),
+		"--bootstrap-expect", strconv.Itoa(expect))
+	return c.secure(m, "control")
 }
 
 // AddWorker adds a worker that is not started yet.
 func (c *Cluster) AddWorker(flags ...string) *Member {
-	name := fmt.Sprintf("w%d", len(c.Workers)+1)
-	dir := c.t.TempDir()
-	w := c.secure(&Member{Name: name, Dev: &Dev{
-		t: c.t, binary: Binary(c.t), DataDir: dir, KeyID: "AKIDTEST", Secret: "secret", verb: "worker", command: exec.Command, args: flags,
-		places: []string{"--data-dir", dir, "--name", name, "--join", c.join, "--gossip-port", "0"},
-	}}, "worker")
+	w := c.node(fmt.Sprintf("w%d", len(c.Workers)+1), "worker")
+	port := "0"
+	if w.place != nil {
+		port = "9002"
+	}
+	w.args = flags
+	w.places = append(w.places, "--join", c.join, "--gossip-port", port)
+	w = c.secure(w, "worker")
 	c.Workers = append(c.Workers, w)
 	return w
 }
@@ -138,12 +205,12 @@ func (c *Cluster) StartAll(nodes ...*Member) {
 	if err := errors.Join(failures...); err != nil {
 		c.t.Fatal(err)
 	}
-	c.Eventually(readyLimit, "the control nodes that run see one another and all workers that run", c.whole)
+	c.Eventually(readyLimit, "the control nodes that run see one another and all workers that run", c.Whole)
 }
 
-// whole tells whether every living control node sees every living node.
-func (c *Cluster) whole() bool {
-	ctx, cancel := context.WithTimeout(context.Background(), readyLimit)
+// Whole tells whether every living control node sees every living node.
+func (c *Cluster) Whole() bool {
+	ctx, cancel := context.WithTimeout(context.Background(), statusLimit)
 	defer cancel()
 	workers := 0
 	for _, w := range c.Workers {
@@ -152,7 +219,10 @@ func (c *Cluster) whole() bool {
 		}
 	}
 	for _, n := range c.Others() {
-		s := n.Status(ctx)
+		s, err := n.AskStatus(ctx)
+		if err != nil {
+			return false
+		}
 		serving := 0
 		for _, other := range s.Nodes {
 			if other.Alive && other.Serving {
@@ -187,6 +257,9 @@ func (c *Cluster) stop() {
 		return
 	}
 	for _, n := range c.Nodes() {
+		if n.log != nil {
+			continue // it is written down
+		}
 		c.t.Logf("last lines of %s:\n%s", n.Name, n.Stderr())
 	}
 }
@@ -207,12 +280,23 @@ type Status struct {
 	Workers []struct{ ID string }
 }
 
+// statusLimit is how long a node that lives may take to say how it is.
+const statusLimit = 10 * time.Second
+
 // Status asks a control node.
 func (n *Member) Status(ctx context.Context) Status {
 	n.t.Helper()
-	var s Status
-	n.Get(ctx, "/doze/v1/status?stateHash=true", &s)
+	s, err := n.AskStatus(ctx)
+	if err != nil {
+		n.t.Fatal(err)
+	}
 	return s
+}
+
+// AskStatus is Status of a node that may not answer.
+func (n *Member) AskStatus(ctx context.Context) (s Status, err error) {
+	err = n.Ask(ctx, "/doze/v1/status?stateHash=true", &s)
+	return s, err
 }
 
 // Leader is the control node that leads, as a living one says.
@@ -224,7 +308,13 @@ func (c *Cluster) Leader(ctx context.Context) *Member {
 			if asked.cmd == nil {
 				continue
 			}
-			name := asked.Status(ctx).Leader
+			limited, cancel := context.WithTimeout(ctx, time.Second)
+			s, err := asked.AskStatus(limited)
+			cancel()
+			if err != nil {
+				continue // it is stopped, or has just ended
+			}
+			name := s.Leader
 			for _, n := range c.Controls {
 				if n.Name == name && n.cmd != nil {
 					leader = n

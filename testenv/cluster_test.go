@@ -3,7 +3,6 @@ package testenv
 import (
 	"context"
 	"fmt"
-	"os"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -322,7 +321,7 @@ func TestControlNodeComesBackEmpty(t *testing.T) {
 	first.Create(ctx, "f", python, Python(t, sleeper))
 	for _, victim := range []*Member{c.Controls[2], c.Leader(ctx)} { // the second may be the same one, or the least
 		victim.Kill()
-		if err := os.RemoveAll(victim.DataDir); err != nil {
+		if err := victim.Wipe(); err != nil {
 			t.Fatal(err)
 		}
 		begun := time.Now()

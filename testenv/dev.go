@@ -84,11 +84,14 @@ type Dev struct {
 	env    []string // nil: as command makes it
 	// command makes the commands of the user that it runs as.
 	command func(program string, args ...string) *exec.Cmd
-	cmd     *exec.Cmd
-	stderr  *tail
-	lines   <-chan string // the ready line
-	exited  chan struct{}
-	err     error
+	// place is the machine that it runs on, nil for this one.
+	place  *Place
+	cmd    *exec.Cmd
+	stderr *tail
+	log    io.Writer     // of the whole log, nil for none
+	lines  <-chan string // the ready line
+	exited chan struct{}
+	err    error
 }
 
 // StartDev starts `doze dev` in a new folder with the given flags and waits for its ready line. It
@@ -160,11 +163,19 @@ func (d *Dev) launch() error {
 	}
 	d.stderr = &tail{}
 	d.cmd.Stderr = d.stderr
+	if d.log != nil {
+		d.cmd.Stderr = io.MultiWriter(d.stderr, d.log)
+	}
 	stdout, err := d.cmd.StdoutPipe()
 	if err != nil {
 		return err
 	}
-	if err := d.cmd.Start(); err != nil {
+	start := d.cmd.Start
+	if d.place != nil {
+		start = func() error { return d.place.Start(d.cmd) }
+	}
+	if err := start(); err != nil {
+		d.cmd = nil
 		return err
 	}
 	lines := make(chan string, 1)
@@ -185,11 +196,14 @@ func (d *Dev) await() error {
 	case line = <-d.lines:
 	case <-time.After(readyLimit):
 		_ = d.cmd.Process.Kill()
+		<-d.exited
+		d.cmd = nil
 		return fmt.Errorf("doze %s was not ready within %v:\n%s", d.verb, readyLimit, d.stderr)
 	}
 	rest, ok := strings.CutPrefix(strings.TrimSpace(line), "doze ready")
 	if !ok {
 		<-d.exited
+		d.cmd = nil
 		return fmt.Errorf("doze %s said %q, then: %w\n%s", d.verb, line, d.err, d.stderr)
 	}
 	for _, field := range strings.Fields(rest) {
@@ -258,6 +272,15 @@ func (d *Dev) Kill() {
 	d.cmd = nil
 }
 
+// Wipe empties the folder of a process that has ended: its disk is lost.
+func (d *Dev) Wipe() error {
+	entries, err := os.ReadDir(d.DataDir)
+	for _, e := range entries {
+		err = errors.Join(err, os.RemoveAll(filepath.Join(d.DataDir, e.Name())))
+	}
+	return err
+}
+
 // Stderr is the end of what the process logged.
 func (d *Dev) Stderr() string { return d.stderr.String() }
 
@@ -268,9 +291,21 @@ func (d *Dev) Client() *lambda.Client {
 		BaseEndpoint: aws.String("http://" + d.HTTP),
 		Credentials:  credentials.NewStaticCredentialsProvider(d.KeyID, d.Secret, ""),
 		Retryer:      aws.NopRetryer{},
-		HTTPClient:   &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 256}, Timeout: 5 * time.Minute},
+		HTTPClient:   &http.Client{Transport: d.transport(), Timeout: 5 * time.Minute},
 	})
 }
+
+// transport is a client's connections to this process.
+func (d *Dev) transport() *http.Transport {
+	t := &http.Transport{MaxIdleConnsPerHost: 256}
+	if d.place != nil {
+		t.DialContext = d.place.Dial
+	}
+	return t
+}
+
+// Running tells whether the process was started and is not known to have ended.
+func (d *Dev) Running() bool { return d.cmd != nil }
 
 // CLI runs the binary as a client of this process and returns what it printed and its exit code.
 func (d *Dev) CLI(ctx context.Context, args ...string) (stdout, stderr string, code int) {

@@ -44,18 +44,27 @@ type Bill struct {
 // Get reads one of Doze's own resources into v.
 func (d *Dev) Get(ctx context.Context, path string, v any) {
 	d.t.Helper()
+	if err := d.Ask(ctx, path, v); err != nil {
+		d.t.Fatal(err)
+	}
+}
+
+// Ask is Get of a process that may not answer.
+func (d *Dev) Ask(ctx context.Context, path string, v any) error {
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+d.HTTP+path, nil)
 	if err != nil {
-		d.t.Fatal(err)
+		return err
 	}
 	empty := sha256.Sum256(nil)
 	key := aws.Credentials{AccessKeyID: d.KeyID, SecretAccessKey: d.Secret}
 	if err := v4.NewSigner().SignHTTP(ctx, key, request, hex.EncodeToString(empty[:]), "lambda", "us-east-1", time.Now()); err != nil {
-		d.t.Fatal(err)
+		return err
 	}
-	response, err := http.DefaultClient.Do(request)
+	transport := d.transport()
+	defer transport.CloseIdleConnections()
+	response, err := (&http.Client{Transport: transport}).Do(request)
 	if err != nil {
-		d.t.Fatal(err)
+		return err
 	}
 	defer response.Body.Close()
 	raw, err := io.ReadAll(response.Body)
@@ -66,8 +75,9 @@ func (d *Dev) Get(ctx context.Context, path string, v any) {
 		err = json.Unmarshal(raw, v)
 	}
 	if err != nil {
-		d.t.Fatalf("GET %s: %v\n%s", path, err, raw)
+		return fmt.Errorf("GET %s: %w\n%s", path, err, raw)
 	}
+	return nil
 }
 
 // Instances are those of one function, or all when name is "".

@@ -279,7 +279,7 @@ func TestCapHoldsWhenControlNodesAreKilled(t *testing.T) {
 		if !step.frozen {
 			victim.Start()
 		}
-		c.Eventually(60*time.Second, "it is one of them again", c.whole)
+		c.Eventually(60*time.Second, "it is one of them again", c.Whole)
 	}
 	most, runs := c.most(0)
 	if most != 5 {

@@ -59,9 +59,7 @@ func (s *server) Drain() { (*Worker)(s).Drain() }
 // Stop implements bus.WorkerServer.
 func (s *server) Stop() {
 	if s.members != nil {
-		if err := s.members.Update(func(n *gossip.Node) { n.Removed = true }); err != nil {
-			s.config.Logger.Debug("the others will list this node until it is removed once more", "err", err)
-		}
+		s.members.Update(func(n *gossip.Node) { n.Removed = true })
 	}
 	select {
 	case s.failed <- errRemoved:

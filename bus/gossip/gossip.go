@@ -50,8 +50,8 @@ const (
 	aloneTell = 5 * time.Second
 	// reclaim is after what time a dead node's name may come back with another address.
 	reclaim = time.Second
-	// leaveLimit bounds telling the others that one leaves.
-	leaveLimit = time.Second
+	// leaveLimit bounds telling the others that one leaves, tellLimit waiting until a change is on its way.
+	leaveLimit, tellLimit = time.Second, time.Second
 )
 
 // Node is one member as it says of itself.
@@ -245,25 +245,23 @@ func (m *Members) Changed() <-chan struct{} {
 	return m.changed
 }
 
-// Update changes what this node says of itself.
-func (m *Members) Update(change func(*Node)) error {
+// Update changes what this node says of itself. The others hear of it soon after: with its next packets to them, or
+// when they compare what they know.
+func (m *Members) Update(change func(*Node)) {
 	m.mu.Lock()
 	change(&m.self)
 	m.mu.Unlock()
-	if err := m.list.UpdateNode(leaveLimit); err != nil {
-		return fmt.Errorf("gossip: tell the others: %w", err)
+	if err := m.list.UpdateNode(tellLimit); err != nil {
+		m.log.Debug("gossip: the others do not know of a change of this node yet", "err", err)
 	}
 	(*events)(m).notify()
-	return nil
 }
 
 // Close tells the others that this node leaves, and ends.
 func (m *Members) Close() error {
 	m.stop()
 	m.running.Wait()
-	if err := m.Update(func(n *Node) { n.Leaving, n.Serving = true, false }); err != nil {
-		m.log.Debug("gossip: the others will take this node for dead", "err", err)
-	}
+	m.Update(func(n *Node) { n.Leaving, n.Serving = true, false })
 	if err := m.list.Leave(leaveLimit); err != nil {
 		m.log.Debug("gossip: the others will find out that this node has left", "err", err) // there may be none left
 	}

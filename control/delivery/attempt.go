@@ -10,8 +10,9 @@ import (
 )
 
 const (
-	// storeLimit bounds storing a retry or recording an end, which a stop does not interrupt.
-	storeLimit = 10 * time.Second
+	// storeLimit bounds storing a retry or recording an end, which a stop does not interrupt. It is longer than the bus
+	// insists on a store without a leader: what is not stored runs again.
+	storeLimit = 20 * time.Second
 	// storeWait is for how long an event is given back whose retry or end could not be stored.
 	storeWait = 30 * time.Second
 )
