@@ -17,6 +17,7 @@ const (
 	verbRead    = "read"    // answers the index up to which to wait for a linearizable read
 	verbApplied = "applied" // answers when the node has applied an index
 	verbJoin    = "join"    // a node without state wants to be a voter
+	verbLead    = "lead"    // a voter, by its name, is to lead
 )
 
 const (
@@ -70,6 +71,15 @@ func (c *Control) answerNodes() error {
 			ctx, cancel := context.WithTimeout(context.Background(), nodeLimit)
 			defer cancel()
 			return nil, c.takeIn(ctx, request)
+		},
+		verbLead: func(name []byte) ([]byte, error) {
+			node := c.quorumNow()
+			if node == nil {
+				return nil, errNotReady
+			}
+			ctx, cancel := context.WithTimeout(context.Background(), nodeLimit)
+			defer cancel()
+			return nil, nodeError(node.HandOver(ctx, string(name)))
 		},
 	} {
 		stop, err := c.mesh.AnswerNode(verb, answer)

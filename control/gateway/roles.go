@@ -38,6 +38,8 @@ func neededFor(operation string) int {
 		return mayInvoke
 	case "CreateKey", "ListKeys", "RevokeKey":
 		return mayAdmin
+	case "Backup", "Restore":
+		return mayAll
 	}
 	return mayDeploy
 }
@@ -66,7 +68,7 @@ func denied(caller Identity, operation, resource, basis string) *Fault {
 	switch operation {
 	case "Invoke":
 		action = actionInvoke
-	case "ListInstances", "ListRuntimes", "GetBill", "GetStatus", "TailLogs", "CreateKey", "ListKeys", "RevokeKey":
+	case "ListInstances", "ListRuntimes", "GetBill", "GetStatus", "TailLogs", "CreateKey", "ListKeys", "RevokeKey", "Backup", "Restore":
 		action = "doze:" + operation
 	}
 	return faultf(codeAccessDenied, "User: %s is not authorized to perform: %s on resource: %s because no %s-based policy allows the %s action",
