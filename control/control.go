@@ -22,6 +22,7 @@ import (
 
 	"github.com/doze-run/doze/bus"
 	"github.com/doze-run/doze/bus/gossip"
+	"github.com/doze-run/doze/control/clusterkey"
 	"github.com/doze-run/doze/control/collect"
 	"github.com/doze-run/doze/control/delivery"
 	"github.com/doze-run/doze/control/gateway"
@@ -106,6 +107,8 @@ type Control struct {
 	newRoot        RootKey
 	drain          draining
 	opened         atomic.Bool // all of it, for other nodes' questions
+	clusterKey     *clusterkey.Key
+	restoring      sync.Mutex // held while a backup is restored by way of this node
 
 	background context.Context // ends when the node is closed
 	stop       context.CancelFunc
@@ -290,13 +293,14 @@ func (c *Control) openParts(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	c.clusterKey = clusterKey
 	authenticator, err := c.authenticator(ctx, clusterKey)
 	if err != nil {
 		return err
 	}
 	c.gateway, err = gateway.Open(gateway.Config{
 		Registry: state, Proposer: storedState{c.settler, c.storage}, Code: storedCode{codeStore{c.conn.Objects()}, c.storage},
-		Invoker: storedCalls{invoker, c.storage}, Platform: (*platform)(c),
+		Invoker: storedCalls{invoker, c.storage}, Platform: (*platform)(c), Archive: (*archive)(c),
 		Authenticator: authenticator, Cipher: clusterKey, Region: c.config.Region,
 		BaseURL: "http://" + c.config.HTTP.Addr().String(), Ready: c.Ready, Confirm: c.confirm, Metrics: c.metrics.handler, Logger: log,
 	})

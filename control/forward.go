@@ -23,6 +23,7 @@ const (
 	verbRemove  = "remove"  // the leader is to take a node out
 	verbRemoved = "removed" // the node was taken out
 	verbForget  = "forget"  // another node was taken out
+	verbLead    = "lead"    // a voter, by its name, is to lead
 )
 
 const (
@@ -102,6 +103,15 @@ func (c *Control) answerNodes() error {
 			defer cancel()
 			return nil, nodeError(c.takeOut(ctx, request))
 		}),
+		verbLead: func(name []byte) ([]byte, error) {
+			node := c.quorumNow()
+			if node == nil {
+				return nil, errNotReady
+			}
+			ctx, cancel := context.WithTimeout(context.Background(), nodeLimit)
+			defer cancel()
+			return nil, nodeError(node.HandOverTo(ctx, string(name)))
+		},
 	} {
 		stop, err := c.mesh.AnswerNode(verb, answer)
 		if err != nil {

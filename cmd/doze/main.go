@@ -87,6 +87,10 @@ Any AWS client works too: point it at the endpoint.`,
 	}
 	add(groupPlatform, newDevCommand(), newControlCommand(), newWorkerCommand(), newDoctorCommand(), newNodeCommand(), newKeyCommand(), newCACommand())
 	add(groupFunctions, newDeployCommand(), newInvokeCommand(), newListCommand(), newDeleteCommand())
+	for _, c := range []*cobra.Command{newBackupCommand(), newRestoreCommand()} {
+		addEndpointFlag(c)
+		add(groupPlatform, c)
+	}
 	add(groupWatch, newPsCommand(), newLogsCommand(), newBillCommand(), newRuntimesCommand(), newStatusCommand())
 	root.AddCommand(newVersionCommand(), benchCommand())
 	return root

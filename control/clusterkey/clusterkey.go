@@ -11,6 +11,7 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/base64"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -127,6 +128,9 @@ func create(path string) (err error) {
 	}
 	return errors.Join(dir.Sync(), dir.Close())
 }
+
+// ID tells keys apart, in hex, and tells nothing else of them.
+func (k *Key) ID() string { return hex.EncodeToString(k.id[:]) }
 
 // Seal encrypts a text. purpose says what it is and whose ("access key AKIA..."); it is not in
 // the result, and only the same one opens it: a sealed text cannot be put in another's place.

@@ -81,8 +81,7 @@ func (k *Keys) HTTP(r *http.Request, service string) (Identity, Proof, error) {
 			return identity, nil, err
 		}
 	}
-	return identity, func(body []byte) error {
-		sum := sha256.Sum256(body)
+	return identity, func(sum [sha256.Size]byte) error {
 		var text [2 * sha256.Size]byte
 		hex.Encode(text[:], sum[:])
 		hash := string(text[:])

@@ -3,6 +3,7 @@ package gateway
 import (
 	"context"
 	"crypto/rand"
+	"crypto/sha256"
 	"encoding/hex"
 	"net/url"
 	"strconv"
@@ -34,7 +35,7 @@ func (x *exchange) prove(body []byte) error {
 	if x.proof == nil {
 		return nil
 	}
-	return x.proof(body)
+	return x.proof(sha256.Sum256(body))
 }
 
 type exchangeKey struct{}

@@ -99,6 +99,8 @@ type Config struct {
 	Invoker       Invoker
 	Platform      Platform
 	Authenticator Authenticator
+	// Archive backs up and restores; nil: neither is offered.
+	Archive Archive
 	// Cipher seals the secrets of new access keys.
 	Cipher Cipher
 	// Region is the one that ARNs of functions here carry; "us-east-1" when empty.

@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"context"
+	"crypto/sha256"
 	"net"
 	"net/http"
 	"strings"
@@ -27,9 +28,9 @@ func (i Identity) ARN() string {
 	return "arn:aws:iam::" + i.Account + ":user/" + i.Role + "/" + i.KeyID
 }
 
-// Proof is what is left to verify of a request when its body is there, nil when nothing is. Until
-// it has answered nil the caller is only who it says.
-type Proof func(body []byte) error
+// Proof is what is left to verify of a request when its body is there, by the body's SHA-256; nil when
+// nothing is. Until it has answered nil the caller is only who it says.
+type Proof func(sum [sha256.Size]byte) error
 
 // Authenticator tells who calls. Its errors should be *Fault; any other is an internal error.
 type Authenticator interface {

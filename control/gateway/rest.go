@@ -17,6 +17,8 @@ const (
 	codePrefix   = "/doze/v1/code/"
 	logsPrefix   = "/doze/v1/functions/"
 	logsSuffix   = "/logs"
+	backupPath   = "/doze/v1/backup"
+	restorePath  = "/doze/v1/restore"
 )
 
 // serveHTTP is the front of the REST side. It stands where an http.ServeMux would, which answers
@@ -66,6 +68,10 @@ func (g *Gateway) serveHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	if r.Method == http.MethodGet && strings.HasPrefix(path, logsPrefix) && strings.HasSuffix(strings.TrimSuffix(path, "/"), logsSuffix) {
 		g.serveLogs(w, r, x)
+		return
+	}
+	if path == backupPath || path == restorePath {
+		g.serveArchive(w, r, x, path)
 		return
 	}
 	route, params, err := g.router.match(r.Method, path, r.URL.RawQuery)

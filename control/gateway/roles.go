@@ -38,7 +38,7 @@ func neededFor(operation string) int {
 		return mayInvoke
 	case "CreateKey", "ListKeys", "RevokeKey":
 		return mayAdmin
-	case "ListNodes", "DrainNode", "RemoveNode":
+	case "ListNodes", "DrainNode", "RemoveNode", "Backup", "Restore":
 		return mayAll
 	}
 	return mayDeploy
@@ -69,7 +69,7 @@ func denied(caller Identity, operation, resource, basis string) *Fault {
 	case "Invoke":
 		action = actionInvoke
 	case "ListInstances", "ListRuntimes", "GetBill", "GetStatus", "TailLogs", "CreateKey", "ListKeys", "RevokeKey",
-		"ListNodes", "DrainNode", "RemoveNode":
+		"ListNodes", "DrainNode", "RemoveNode", "Backup", "Restore":
 		action = "doze:" + operation
 	}
 	return faultf(codeAccessDenied, "User: %s is not authorized to perform: %s on resource: %s because no %s-based policy allows the %s action",

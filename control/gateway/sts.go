@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"crypto/sha256"
 	"encoding/xml"
 	"net/http"
 	"net/url"
@@ -79,7 +80,7 @@ func (g *Gateway) callerIdentity(w http.ResponseWriter, r *http.Request, x *exch
 	defer b.release()
 	form, err := b.bytes()
 	if err == nil && proof != nil {
-		err = proof(form)
+		err = proof(sha256.Sum256(form))
 	}
 	if err != nil {
 		return nil, err

@@ -104,6 +104,8 @@ type Node struct {
 
 	forward    Forwarder
 	leadership leadership
+	// replacing is held by proposals in common, and alone while the whole state is replaced.
+	replacing sync.RWMutex
 
 	// calls counts what runs inside raft for somebody; closing stops new ones.
 	mu      sync.Mutex

@@ -64,6 +64,8 @@ func (n *Node) applyHere(ctx context.Context, entry []byte) (res result, index u
 	var applied result
 	var at uint64
 	err = n.await(ctx, func() error {
+		n.replacing.RLock()
+		defer n.replacing.RUnlock()
 		f := n.raft.Apply(entry, patience(ctx))
 		if err := f.Error(); err != nil {
 			return err
