@@ -317,14 +317,18 @@ func (g *group) demand() demand {
 		waited: g.waited, useful: g.appetite.useful(), cores: g.pool.load.cores, limit: g.limit,
 	}
 	d.start = max(d.start, leastStart)
+	now := time.Now()
 	if d.useful == 0 {
-		d.cpuFree = g.pool.load.spare(time.Now())
+		d.cpuFree = g.pool.load.spare(now)
 	}
 	for _, m := range g.members {
 		switch {
 		case m.retiring:
 		case m.up:
 			d.ready++
+			if at := m.answered.Load(); at != 0 && !m.free() && now.UnixNano()-at < int64(returns) {
+				d.returning++
+			}
 		default:
 			d.starting++
 		}

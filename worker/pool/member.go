@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/google/uuid"
@@ -40,6 +41,8 @@ type member struct {
 	current  *holding
 	calls    int
 	lastUsed time.Time
+	// answered is when its last answer left, in Unix nanoseconds, 0 when it has taken a call since.
+	answered atomic.Int64
 	measured time.Time
 	ran      time.Duration // the sum of its calls
 	// metered is what it had used of the CPU, and its calls, when it was last measured.
@@ -129,6 +132,7 @@ func (m *member) take(c *holding) {
 	g := m.group
 	m.current = c
 	g.busy++
+	m.answered.Store(0)
 	g.peak.see(c.since, g.busy)
 	if c.granted {
 		if m.failed == nil {
@@ -413,6 +417,8 @@ func (m *member) finish(c *holding, r *instance.Result) {
 		g.pool.config.Logger.Error("journal usage", "err", err)
 		answer.Fault = &bus.Fault{Code: bus.FaultStart, Message: "usage could not be journaled", Ran: true}
 	}
+	// Who gets the answer may call again before this instance is seen to be free.
+	m.answered.Store(now.UnixNano())
 	if err := m.slot.Answer(c.Delivery, answer); err != nil {
 		g.pool.config.Logger.Warn("answer", "function", g.spec.Function, "err", err)
 	}

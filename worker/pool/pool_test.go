@@ -372,6 +372,12 @@ func TestFullJournalTakesNoCalls(t *testing.T) {
 	}
 }
 
+// rest returns when the worker has seen the end of every call.
+func (w *world) rest() {
+	w.t.Helper()
+	w.eventually("nothing runs", func() bool { s := w.pool.States(); return s.Busy+s.Starting == 0 })
+}
+
 // Instances of what was replaced or deleted end when they have finished; others stay.
 func TestRetire(t *testing.T) {
 	w := newWorld(t, &maker{handle: slowly(200 * time.Millisecond)}, time.Minute)
@@ -379,9 +385,11 @@ func TestRetire(t *testing.T) {
 	w.pool.Retire("1", "other", "", "")
 	w.pool.Retire("1", "f", "7", "")
 	w.pool.Retire("1", "f", "$LATEST", "r1")
+	w.rest()
 	if a := w.ask("{}"); a.Fault != nil || a.Cold {
 		t.Fatalf("an instance ended that was not meant: %+v", a)
 	}
+	w.rest()
 	answer := make(chan *bus.Answer, 1)
 	go func() { answer <- w.ask("{}") }()
 	w.eventually("the call runs", func() bool {

@@ -9,6 +9,8 @@ import (
 type demand struct {
 	// held calls wait here; starting and ready instances there are (ready includes busy ones).
 	held, starting, ready, busy int
+	// returning instances, of the ready ones, have just answered and will ask for the next event at once.
+	returning int
 	// served calls so far; service is their mean time, start what an instance takes to start.
 	served         int
 	service, start time.Duration
@@ -35,7 +37,7 @@ const perCore = 4
 // But no more than the CPU can keep going: another instance only takes from the others, service times
 // grow, and more and more would seem to be needed.
 func (d demand) starts() int {
-	need := d.held - d.starting
+	need := d.held - d.starting - d.returning
 	if need <= 0 {
 		return 0
 	}
@@ -56,6 +58,9 @@ func (d demand) starts() int {
 	}
 	return n
 }
+
+// returns is how soon after an answer an instance that lives as it should asks for the next event, on a busy machine.
+const returns = 20 * time.Millisecond
 
 // spare is how many instances so many calls at once have a use for: some are between two events.
 func spare(calls int) int { return calls + (calls+7)/8 }

@@ -15,6 +15,7 @@ func TestStarts(t *testing.T) {
 		{"nothing held", demand{ready: 1, served: 3}, 0},
 		{"first call of a sleeping function", demand{held: 1}, 1},
 		{"a burst without history: one each", demand{held: 50}, 50},
+		{"who has just answered counts", demand{held: 3, ready: 2, returning: 2, served: 2, service: time.Second, start: 20 * ms, cpuFree: true, cores: 2}, 1},
 		{"those that start count", demand{held: 50, starting: 48}, 2},
 		{"no history, first one is busy", demand{held: 3, ready: 1}, 3},
 		{"short handler: waiting is quicker", demand{held: 60, ready: 2, served: 100, service: ms / 10, start: 40 * ms, cpuFree: true, cores: 2}, 0},
