@@ -228,21 +228,38 @@ const notLooked = "failed to be ready for connections after 1ms: "
 //
 // It restarts all of the server because JetStream alone (nats-server v2.15), shut down and enabled
 // again, handles each request twice.
+//
+// A server that does not stop is ErrStuck: only a new process helps then.
 func (s *Server) Restart() error {
-	s.stop()
+	if err := s.stop(); err != nil {
+		return err
+	}
 	return s.start()
 }
 
-// Close stops the server and waits until its files are closed.
-func (s *Server) Close(context.Context) error {
-	s.stop()
-	return nil
-}
+// ErrStuck: the embedded server does not stop. A nats-server whose disk was full was seen to wait for itself for ever.
+var ErrStuck = errors.New("bus: the embedded NATS server does not stop")
 
-func (s *Server) stop() {
+// stopLimit is how long a server may take to close its files.
+const stopLimit = 20 * time.Second
+
+// Close stops the server and waits until its files are closed, or answers ErrStuck.
+func (s *Server) Close(context.Context) error { return s.stop() }
+
+func (s *Server) stop() error {
 	inner := s.inner.Load()
-	inner.Shutdown()
-	inner.WaitForShutdown()
+	stopped := make(chan struct{})
+	go func() { // outlives this call only when the server is stuck, which the process does not survive
+		defer close(stopped)
+		inner.Shutdown()
+		inner.WaitForShutdown()
+	}()
+	select {
+	case <-stopped:
+		return nil
+	case <-time.After(stopLimit):
+		return ErrStuck
+	}
 }
 
 // serverLog hands the server's log lines to slog: its notices are our debug, since an operator of

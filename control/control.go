@@ -229,7 +229,7 @@ func (c *Control) openBus(ctx context.Context) error {
 // openParts makes what stands on the bus and the state. Its order is the reverse of how they end.
 func (c *Control) openParts(ctx context.Context) error {
 	log, state := c.config.Logger, c.quorum.Registry()
-	c.storage = &storage{dir: c.config.DataDir, server: c.streams, quorum: c.quorum, revive: c.revive, log: log}
+	c.storage = &storage{dir: c.config.DataDir, server: c.streams, quorum: c.quorum, revive: c.revive, fail: c.fail, log: log}
 
 	c.placement = placement.New(c.mesh, log)
 	c.onClose(func(context.Context) error { c.placement.Close(); return nil })

@@ -38,8 +38,10 @@ type storage struct {
 	quorum *quorum.Node
 	// revive makes what a restart of the server has lost.
 	revive func(ctx context.Context) error
-	log    *slog.Logger
-	why    atomic.Pointer[error]
+	// fail ends the node, for whoever started it to start it anew.
+	fail func(error)
+	log  *slog.Logger
+	why  atomic.Pointer[error]
 }
 
 // Err is why something cannot be stored now, nil when all can.
@@ -73,6 +75,10 @@ func (s *storage) run(ctx context.Context) {
 		next, wait = time.Now().Add(wait), min(2*wait, restartWaitMax)
 		s.log.Info("starting the streams again")
 		err := s.server.Restart()
+		if errors.Is(err, bus.ErrStuck) {
+			s.fail(err)
+			return
+		}
 		if err == nil {
 			err = s.revive(ctx)
 		}
