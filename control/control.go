@@ -145,7 +145,7 @@ func Open(ctx context.Context, config Config) (_ *Control, err error) {
 		if err := c.checkRemoved(); err != nil {
 			return nil, err
 		}
-		refuse = answerStarting(config.HTTP)
+		refuse = answerStarting(config.HTTP, holdCallers)
 		defer refuse.end()
 		err = c.openCluster(ctx, background)
 	} else {

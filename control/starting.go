@@ -11,24 +11,28 @@ import (
 )
 
 // starting answers on the API's address for a node of a cluster that cannot serve yet. Its address is taken from the
-// beginning, so that who connects would be kept waiting for as long as it waits for the others: who is refused can ask
-// another node.
+// beginning: who connects waits until it serves, as after a restart among others that are there. When that takes
+// longer, because it waits for the others, callers are refused, so that they can ask another node.
 type starting struct {
 	net.Listener
 	ended  atomic.Bool
+	over   chan struct{} // closed by end
 	server *http.Server
 	done   chan struct{}
 }
 
+// holdCallers is how long callers wait for a node that starts before they are refused.
+const holdCallers = 5 * time.Second
+
 // refusing is what it answers.
 const refusing = "This control node is starting. Try again, or another one."
 
-// answerStarting begins to refuse. A listener whose Accept cannot be ended without closing it is left alone.
-func answerStarting(l net.Listener) *starting {
+// answerStarting begins to refuse after a while. A listener whose Accept cannot be ended without closing it is left alone.
+func answerStarting(l net.Listener, after time.Duration) *starting {
 	if _, ok := l.(interface{ SetDeadline(time.Time) error }); !ok {
 		return nil
 	}
-	s := &starting{Listener: l, done: make(chan struct{})}
+	s := &starting{Listener: l, over: make(chan struct{}), done: make(chan struct{})}
 	s.server = &http.Server{ReadHeaderTimeout: time.Second, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path == "/healthz" { // the process is there
 			_, _ = io.WriteString(w, "ok\n")
@@ -42,7 +46,11 @@ func answerStarting(l net.Listener) *starting {
 	})}
 	go func() {
 		defer close(s.done)
-		_ = s.server.Serve(s)
+		select {
+		case <-time.After(after):
+			_ = s.server.Serve(s)
+		case <-s.over:
+		}
 	}()
 	return s
 }
@@ -64,6 +72,7 @@ func (s *starting) end() {
 	if s == nil || s.ended.Swap(true) {
 		return
 	}
+	close(s.over)
 	l := s.Listener.(interface{ SetDeadline(time.Time) error })
 	_ = l.SetDeadline(time.Unix(1, 0)) // ends its Accept
 	<-s.done

@@ -425,6 +425,7 @@ func (m *member) finish(c *holding, r *instance.Result) {
 
 	g.mu.Lock()
 	m.calls++
+	m.ran += r.Duration - r.Unread
 	m.lastUsed, g.lastActive = now, now
 	busy := g.busy
 	if m.current == c {
@@ -434,7 +435,6 @@ func (m *member) finish(c *holding, r *instance.Result) {
 		g.served.add(r.Duration)
 		if m.calls > 1 { // the first one finds cold caches
 			g.appetite.served(r.Duration, busy)
-			m.ran += r.Duration - r.Unread
 		}
 	}
 	g.mu.Unlock()
