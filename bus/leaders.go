@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
@@ -51,14 +52,44 @@ func (s *Server) Leads() (led int, err error) {
 	return led, err
 }
 
-// Behind is how many streams and consumers lack something on this server, or have no leader that it knows
-// of. While some do it is of no use to them when another server goes: one that lost its disk has no vote
+// Behind is how many streams and consumers lack something on this server, have no leader that it knows of, or
+// are led by it and lack a copy elsewhere. While some do it is of no use to them when another server goes: one that lost its disk has no vote
 // before it has caught up.
 func (s *Server) Behind() int {
 	if s.config.Cluster == nil {
 		return 0
 	}
-	return len(s.inner.Load().Healthz(&server.HealthzOptions{Details: true}).Errors)
+	inner := s.inner.Load()
+	behind := len(inner.Healthz(&server.HealthzOptions{Details: true}).Errors)
+	state, err := inner.Jsz(&server.JSzOptions{Accounts: true, Streams: true, Consumer: true, Config: true})
+	if err != nil || state.Meta == nil {
+		return behind + 1
+	}
+	// A server that came in place of another has no part yet in what it is to have: whoever leads that knows.
+	for _, account := range state.AccountDetails {
+		for _, stream := range account.Streams {
+			copies := min(stream.Config.Replicas, state.Meta.Size)
+			if s.lacks(stream.Cluster, copies) {
+				behind++
+			}
+			for _, consumer := range stream.Consumer {
+				if s.lacks(consumer.Cluster, copies) {
+					behind++
+				}
+			}
+		}
+	}
+	return behind
+}
+
+// lacks tells whether a group that this server leads has fewer members than it is to have, or one that is there
+// and has not caught up.
+func (s *Server) lacks(group *server.ClusterInfo, copies int) bool {
+	if group == nil || group.Leader != s.config.Name {
+		return false
+	}
+	return len(group.Replicas)+1 < copies ||
+		slices.ContainsFunc(group.Replicas, func(p *server.PeerInfo) bool { return !p.Offline && !p.Current })
 }
 
 // group is what servers elect a leader of: a stream, a consumer, or (with neither name) the cluster.
