@@ -57,6 +57,7 @@ type balanced struct {
 	slowest        atomic.Int64 // nanoseconds
 	mu             sync.Mutex
 	failures       []string
+	addresses      []string        // of the nodes; they stay the same
 	answered       map[string]bool // ids of sync calls
 	accepted       map[string]bool // ids of events
 }
@@ -64,6 +65,9 @@ type balanced struct {
 func newBalanced(t *testing.T, nodes []*Member) *balanced {
 	b := &balanced{t: t, nodes: nodes, answered: map[string]bool{}, accepted: map[string]bool{}}
 	b.running, b.stop = context.WithCancel(t.Context())
+	for _, n := range nodes {
+		b.addresses = append(b.addresses, n.HTTP)
+	}
 	return b
 }
 
@@ -110,7 +114,7 @@ func (b *balanced) call(client *http.Client, function, id string, first int, eve
 	body := fmt.Sprintf(`{"id":%q,"sleep":0.05}`, id)
 	for try := range 2 * len(b.nodes) {
 		node := b.nodes[(first+try)%len(b.nodes)]
-		request, err := http.NewRequest(http.MethodPost, "http://"+node.HTTP+"/2015-03-31/functions/"+function+"/invocations", bytes.NewReader([]byte(body)))
+		request, err := http.NewRequest(http.MethodPost, "http://"+b.addresses[(first+try)%len(b.nodes)]+"/2015-03-31/functions/"+function+"/invocations", bytes.NewReader([]byte(body)))
 		if err != nil {
 			return err
 		}
