@@ -4,10 +4,8 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/binary"
-	"encoding/hex"
 	"errors"
 	"fmt"
-	"hash"
 	"io"
 	"sync"
 	"time"
@@ -77,11 +75,10 @@ func (o *Objects) piece(ctx context.Context, request []byte) ([]byte, error) {
 	if len(request) != shaHexLen+8 {
 		return nil, errors.New("bus: malformed request for code")
 	}
-	body, size, err := o.Get(ctx, string(request[:shaHexLen]))
+	object, size, err := o.open(ctx, string(request[:shaHexLen]))
 	if err != nil {
 		return nil, err
 	}
-	object := body.(*objectReader)
 	object.next = binary.BigEndian.Uint64(request[shaHexLen:])
 	if object.next == 0 {
 		head := binary.BigEndian.AppendUint64(nil, uint64(size))
@@ -90,10 +87,11 @@ func (o *Objects) piece(ctx context.Context, request []byte) ([]byte, error) {
 	if object.left == 0 {
 		return nil, ErrObjectNotFound
 	}
-	if err := object.fetch(); err != nil {
+	chunk, err := object.chunk()
+	if err != nil {
 		return nil, err
 	}
-	return append(binary.BigEndian.AppendUint64(nil, object.next), object.rest...), nil
+	return append(binary.BigEndian.AppendUint64(nil, object.next), chunk...), nil
 }
 
 // Code is the object store as a worker sees it: what it knows the hash of. Its methods may be called from
@@ -119,7 +117,8 @@ func (k *Code) Get(ctx context.Context, sha string) (io.ReadCloser, int64, error
 	if size > MaxObjectBytes {
 		return nil, 0, ErrObjectTooLarge
 	}
-	return &codeReader{ctx: ctx, code: k, sha: sha, next: 1, chunks: chunks, left: int64(size), digest: sha256.New()}, int64(size), nil
+	r := &codeReader{ctx: ctx, code: k, sha: sha, next: 1, chunks: chunks, left: int64(size)}
+	return newHashedReader(sha, r.chunk), int64(size), nil
 }
 
 // piece asks until there is an answer, for as long as a stream may be without a leader.
@@ -150,6 +149,7 @@ func (k *Code) piece(ctx context.Context, sha string, sequence uint64) ([]byte, 
 	}
 }
 
+// codeReader asks for one chunk at a time.
 type codeReader struct {
 	ctx    context.Context
 	code   *Code
@@ -157,46 +157,25 @@ type codeReader struct {
 	next   uint64
 	chunks uint64 // that are to come
 	left   int64  // bytes
-	rest   []byte
-	digest hash.Hash
-	err    error
 }
 
-func (r *codeReader) Read(p []byte) (int, error) {
-	for len(r.rest) == 0 && r.err == nil {
-		r.err = r.fetch()
-	}
-	if len(r.rest) == 0 {
-		return 0, r.err
-	}
-	n := copy(p, r.rest)
-	r.rest = r.rest[n:]
-	return n, nil
-}
-
-func (r *codeReader) fetch() error {
+// chunk is the next one, io.EOF after the last.
+func (r *codeReader) chunk() ([]byte, error) {
 	if r.chunks == 0 {
-		if r.left != 0 || hex.EncodeToString(r.digest.Sum(nil)) != r.sha {
-			return ErrObjectHash
+		if r.left != 0 {
+			return nil, ErrObjectHash
 		}
-		return io.EOF
+		return nil, io.EOF
 	}
 	answer, err := r.code.piece(r.ctx, r.sha, r.next)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if len(answer) < 8 || int64(len(answer)-8) > r.left {
-		return ErrObjectHash
+		return nil, ErrObjectHash
 	}
-	r.next, r.rest = binary.BigEndian.Uint64(answer), answer[8:]
+	r.next = binary.BigEndian.Uint64(answer)
 	r.chunks--
-	r.left -= int64(len(r.rest))
-	r.digest.Write(r.rest)
-	return nil
-}
-
-// Close ends reading.
-func (r *codeReader) Close() error {
-	r.rest, r.err = nil, errors.New("bus: read of closed code")
-	return nil
+	r.left -= int64(len(answer) - 8)
+	return answer[8:], nil
 }

@@ -2,11 +2,8 @@ package bus
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
-	"hash"
 	"io"
 	"time"
 
@@ -26,6 +23,15 @@ const (
 //
 // ErrObjectNotFound, here or, when it is deleted meanwhile, from Read; ErrObjectHash from Read.
 func (o *Objects) Get(ctx context.Context, sha string) (io.ReadCloser, int64, error) {
+	r, size, err := o.open(ctx, sha)
+	if err != nil {
+		return nil, 0, err
+	}
+	return newHashedReader(sha, r.chunk), size, nil
+}
+
+// open finds an object, and its size in bytes.
+func (o *Objects) open(ctx context.Context, sha string) (*objectReader, int64, error) {
 	if err := checkSHA(sha); err != nil {
 		return nil, 0, err
 	}
@@ -44,10 +50,8 @@ func (o *Objects) Get(ctx context.Context, sha string) (io.ReadCloser, int64, er
 	if !found.exists() {
 		return nil, 0, ErrObjectNotFound
 	}
-	return &objectReader{
-		ctx: ctx, conn: o.c, stream: stream, subject: chunkSubject(found.info.NUID),
-		left: found.info.Chunks, sha: sha, digest: sha256.New(),
-	}, int64(found.info.Size), nil
+	r := &objectReader{ctx: ctx, conn: o.c, stream: stream, subject: chunkSubject(found.info.NUID), left: found.info.Chunks}
+	return r, int64(found.info.Size), nil
 }
 
 // patiently asks again while what it looks for may only not have reached the server that answers.
@@ -75,30 +79,12 @@ type objectReader struct {
 	subject string
 	next    uint64 // sequence from which to look for the next chunk
 	left    uint32 // chunks
-	rest    []byte // of the chunk at hand
-	sha     string
-	digest  hash.Hash
-	err     error
 }
 
-func (r *objectReader) Read(p []byte) (int, error) {
-	for len(r.rest) == 0 && r.err == nil {
-		r.err = r.fetch()
-	}
-	if len(r.rest) == 0 {
-		return 0, r.err
-	}
-	n := copy(p, r.rest)
-	r.rest = r.rest[n:]
-	return n, nil
-}
-
-func (r *objectReader) fetch() error {
+// chunk is the next one, io.EOF after the last.
+func (r *objectReader) chunk() ([]byte, error) {
 	if r.left == 0 {
-		if hex.EncodeToString(r.digest.Sum(nil)) != r.sha {
-			return ErrObjectHash
-		}
-		return io.EOF
+		return nil, io.EOF
 	}
 	var msg *jetstream.RawStreamMsg
 	err := patiently(r.ctx, r.stream, func() (bool, error) {
@@ -113,19 +99,12 @@ func (r *objectReader) fetch() error {
 		return err == nil, err
 	})
 	if err != nil {
-		return fmt.Errorf("bus: read object: %w", err)
+		return nil, fmt.Errorf("bus: read object: %w", err)
 	}
 	if msg == nil {
-		return ErrObjectNotFound
+		return nil, ErrObjectNotFound
 	}
-	r.next, r.rest = msg.Sequence+1, msg.Data
+	r.next = msg.Sequence + 1
 	r.left--
-	r.digest.Write(msg.Data)
-	return nil
-}
-
-// Close ends reading.
-func (r *objectReader) Close() error {
-	r.rest, r.err = nil, errors.New("bus: read of a closed object")
-	return nil
+	return msg.Data, nil
 }
